@@ -1,0 +1,62 @@
+"""What a batch is: a tensor, a tuple that begins with the input, or a dict of keyword arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeAlias
+
+from torch import Tensor, nn
+
+from lowbit.errors import DataError
+
+Batch: TypeAlias = "Tensor | Sequence[Tensor | None] | Mapping[str, Tensor]"
+Batches: TypeAlias = "Iterable[Batch]"
+
+
+def inputs_of(batch: Batch) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+    """Positional and keyword arguments of the model: a tuple's first item, a dict without ``labels``.
+
+    Raises:
+        DataError: the batch has another form.
+    """
+    if isinstance(batch, Tensor):
+        return (batch,), {}
+    if isinstance(batch, Mapping):
+        return (), {k: v for k, v in batch.items() if k != "labels"}
+    if isinstance(batch, Sequence) and batch and isinstance(batch[0], Tensor):
+        return (batch[0],), {}
+    raise DataError(f"got a batch of type {type(batch).__name__}, expected a tensor, a tuple (inputs, ...) or a dict")
+
+
+def labels_of(batch: Batch) -> Tensor | None:
+    """Labels of a batch: a tuple's second item, a dict's ``labels``, else None."""
+    if isinstance(batch, Mapping):
+        return batch.get("labels")
+    return batch[1] if isinstance(batch, Sequence) and len(batch) > 1 else None
+
+
+def call(model: nn.Module, batch: Batch) -> object:
+    """`model` applied to a batch."""
+    args, kwargs = inputs_of(batch)
+    return model(*args, **kwargs)
+
+
+def size_of(batch: Batch) -> int:
+    """Number of samples in a batch."""
+    args, kwargs = inputs_of(batch)
+    return int(next(iter((*args, *kwargs.values()))).shape[0])
+
+
+def output_tensor(output: object) -> Tensor:
+    """The tensor that is compared and scored: the output itself, or its first tensor.
+
+    Raises:
+        DataError: there is none.
+    """
+    if isinstance(output, Tensor):
+        return output
+    items = output.values() if isinstance(output, Mapping) else output if isinstance(output, Sequence) else ()
+    for item in items:
+        if isinstance(item, Tensor):
+            return item
+    raise DataError(f"the model returns {type(output).__name__}, expected a tensor, or a tuple or dict with one")

@@ -1,0 +1,115 @@
+"""From torch to an ONNX graph in which quantizers are still marks: `lowbit::Activation` and `lowbit::Weight` nodes.
+
+The torch exporter folds low-bit weights back to float and knows no packed initializers, so it never sees them: before
+tracing, every quantizer is swapped for a stand-in that leaves a node with the quantizer's name in the graph.
+`lowbit.export.qdq` replaces those nodes.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from lowbit.batches import Batch, inputs_of
+from lowbit.errors import ExportError
+from lowbit.layers import Quantized
+from lowbit.quantize import activation_quantizers
+from lowbit.quantizer import Codes, Quantizer
+
+DOMAIN = "lowbit"
+
+
+class _ActivationMark(nn.Module):
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.onnx.ops.symbolic(
+            f"{DOMAIN}::Activation", (x,), {"name": self.name}, dtype=x.dtype, shape=x.shape, version=1
+        )
+
+
+class _WeightMark(Codes):
+    """Stands for `Codes`; a subclass, so that `Quantized` treats it as such."""
+
+    def __init__(self, name: str, codes: Codes) -> None:
+        nn.Module.__init__(self)
+        self.name, self.shape = name, codes.shape
+
+    def forward(self) -> Tensor:
+        return torch.onnx.ops.symbolic(
+            f"{DOMAIN}::Weight", (), {"name": self.name}, dtype=torch.float32, shape=list(self.shape), version=1
+        )
+
+    def extra_repr(self) -> str:
+        return self.name
+
+
+def capture(frozen: nn.Module, example: Batch, opset: int, dynamic_batch: bool) -> onnx.ModelProto:
+    """The ONNX graph of a frozen model, with marks for its quantizers.
+
+    Raises:
+        ExportError: torch cannot export the model.
+    """
+    marked = copy.deepcopy(frozen).cpu().eval()
+    for name in activation_quantizers(marked):
+        marked.set_submodule(name, _ActivationMark(name))
+    for name, layer in marked.named_modules():
+        if isinstance(layer, Quantized) and isinstance(layer.weight_quantizer, Codes):
+            layer.weight_quantizer = _WeightMark(name, layer.weight_quantizer)
+            layer.input_scale = None
+        elif isinstance(layer, Quantized) and isinstance(layer.weight_quantizer, Quantizer):
+            raise ExportError(f"layer {name!r} is not frozen; call freeze(student) first")
+    args, kwargs = inputs_of(example)
+    if dynamic_batch:  # torch.export takes a batch of 1 for a constant
+        args = tuple(_at_least_two(a) for a in args)
+        kwargs = {k: _at_least_two(v) for k, v in kwargs.items()}
+    batch = torch.export.Dim("batch")
+    dynamic: Any = tuple({0: batch} for _ in args) if args else {k: {0: batch} for k in kwargs}
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                marked,
+                args,
+                kwargs=kwargs,
+                dynamo=True,
+                opset_version=opset,
+                dynamic_shapes=dynamic if dynamic_batch else None,
+                verbose=False,
+            )
+    except Exception as error:  # the exporter raises many types, some from the user's own forward
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        first = next((line for line in lines if "Error" in line or "violat" in line), lines[0] if lines else "")
+        remedy = "; if its batch size is fixed, export with dynamic_batch=False" if dynamic_batch else ""
+        raise ExportError(
+            f"torch cannot export {type(frozen).__name__}: {type(error).__name__}: {first}{remedy}"
+        ) from error
+    assert program is not None  # dynamo=True always returns a program
+    return program.model_proto
+
+
+def _at_least_two(x: Tensor) -> Tensor:
+    return torch.cat([x, x])[:2] if x.shape[0] == 1 else x
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's own warnings (missing torchvision, deprecations) away from the user."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

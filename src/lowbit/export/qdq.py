@@ -1,0 +1,322 @@
+"""From marks to a standard ONNX graph: QuantizeLinear / DequantizeLinear pairs and packed low-bit initializers.
+
+What runtimes need to run on integers, all of it measured with ONNX Runtime 1.31 and OpenVINO 2026.4:
+
+- Activations of at most 8 bits are uint8 Q/DQ pairs. Fewer than 8 bits clip the *codes* (an integer Clip between Q and
+  DQ), so a 4-bit tensor still sits between integer kernels.
+- Weights of at most 4 bits are stored as INT4 (INT2 from opset 25), cast to INT8 and dequantized: runtimes fold the
+  cast while loading, so the file is packed and the kernel is the int8 one.
+- Biases are int32 with scale input x weight; kernels ignore the stored scale, so it must be exactly that product.
+- Operations that only move numbers get the same Q/DQ pair again behind them, so that they move integers.
+- A mean over the image is a GlobalAveragePool: there is an integer kernel for the one and none for the other.
+
+Float formats that the runtime can cast (FP8, bfloat16, float16) are stored as such; all others are stored as indices
+into a table of their values, which runtimes fold to float32 at load: small on disk, not fast.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor, nn
+
+from lowbit.errors import ExportError
+from lowbit.export.capture import DOMAIN
+from lowbit.formats import Block, Float, Format, Int, Ternary
+from lowbit.granularity import PerChannel, PerGroup
+from lowbit.layers import Quantized
+from lowbit.quantizer import Codes, Quantizer
+
+Array = npt.NDArray[np.generic]
+
+_CASTABLE: dict[Format, tuple[int, object]] = {
+    Float(4, 3, specials="fn"): (TensorProto.FLOAT8E4M3FN, ml_dtypes.float8_e4m3fn),
+    Float(5, 2): (TensorProto.FLOAT8E5M2, ml_dtypes.float8_e5m2),
+    Float(4, 3, specials="fnuz"): (TensorProto.FLOAT8E4M3FNUZ, ml_dtypes.float8_e4m3fnuz),
+    Float(5, 2, specials="fnuz"): (TensorProto.FLOAT8E5M2FNUZ, ml_dtypes.float8_e5m2fnuz),
+    Float(8, 7): (TensorProto.BFLOAT16, ml_dtypes.bfloat16),
+    Float(5, 10): (TensorProto.FLOAT16, np.float16),
+}
+_CONTAINERS = {2: ml_dtypes.int2, 4: ml_dtypes.int4, 8: np.int8, 16: np.int16}
+_MOVES = {"MaxPool", "Slice", "Pad", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "DepthToSpace"}
+_WEIGHTED = {"Conv", "ConvTranspose", "Gemm", "MatMul", "Gather"}
+
+
+@dataclass
+class _Rewrite:
+    """One graph while its marks are replaced. Nodes are re-emitted in order, so the result stays sorted."""
+
+    model: onnx.ModelProto
+    frozen: nn.Module
+    opset: int
+    nodes: list[onnx.NodeProto] = field(default_factory=list)
+    names: set[str] = field(default_factory=set)
+    renamed: dict[str, str] = field(default_factory=dict)  # tensor -> the tensor that took its place
+    pairs: dict[str, str] = field(default_factory=dict)  # dequantized tensor -> its quantizer
+    weights: dict[str, str] = field(default_factory=dict)  # dequantized weight tensor -> its layer
+    made: dict[str, str] = field(default_factory=dict)  # layer -> its dequantized weight tensor
+
+    def __post_init__(self) -> None:
+        graph = self.model.graph
+        self.initializers = {i.name: i for i in graph.initializer}
+        self.outputs = {o.name for o in graph.output}
+        self.readers: dict[str, list[onnx.NodeProto]] = {}
+        for node in graph.node:
+            for name in node.input:
+                self.readers.setdefault(name, []).append(node)
+
+    # Building blocks
+
+    def unique(self, name: str) -> str:
+        candidate, i = name, 1
+        while candidate in self.names:
+            i += 1
+            candidate = f"{name}.{i}"
+        self.names.add(candidate)
+        return candidate
+
+    def constant(self, name: str, array: object) -> str:
+        """Add an initializer; sub-byte ml_dtypes arrays are stored packed."""
+        tensor = numpy_helper.from_array(np.array(array, order="C"), self.unique(name))
+        self.initializers[tensor.name] = tensor
+        return tensor.name
+
+    def emit(self, op: str, inputs: Sequence[str], name: str, output: str = "", **attributes: Any) -> str:
+        output = output or self.unique(name)
+        self.nodes.append(helper.make_node(op, inputs, [output], name=name, **attributes))
+        return output
+
+    # Activations
+
+    def activation(self, quantizer_name: str, x: str, output: str = "") -> str:
+        """The numbers of `x` on the grid of a quantizer: its Q/DQ pair, or casts for a float format."""
+        quantizer = self.frozen.get_submodule(quantizer_name)
+        assert isinstance(quantizer, Quantizer)  # marks carry names of quantizers only
+        fmt, scale = quantizer.format, quantizer.scale.detach().cpu().numpy().astype(np.float32)
+        name = self.unique(quantizer_name)
+        if isinstance(fmt, Float) and fmt in _CASTABLE:
+            limit = [self.constant(f"{name}.{end}", np.float32(v)) for end, v in (("min", fmt.min), ("max", fmt.max))]
+            step = self.constant(f"{name}.scale", scale)
+            z = self.emit("Div", [x, step], f"{name}.scaled")
+            z = self.emit("Clip", [z, *limit], f"{name}.clipped")
+            z = self.emit("Cast", [z], f"{name}.codes", to=_CASTABLE[fmt][0])
+            z = self.emit("Cast", [z], f"{name}.values", to=TensorProto.FLOAT)
+            return self.emit("Mul", [z, step], f"{name}.dequantize", output)
+        if not (isinstance(fmt, Int) or fmt == Ternary()):
+            raise ExportError(
+                f"activations {quantizer_name!r}: no runtime computes with {fmt} activations; use int2 to int16, "
+                "or e4m3fn, e5m2, e4m3fnuz, e5m2fnuz, bf16, fp16, in the recipe"
+            )
+        # the lowest code is stored as 0, so that after a ReLU the zero point is 0 and runtimes drop the ReLU
+        kind = np.uint16 if fmt.bits > 8 else np.uint8
+        zero_point = 0 if quantizer.zero_point is None else int(quantizer.zero_point)
+        step = self.constant(f"{name}.scale", scale)
+        zero = self.constant(f"{name}.zero_point", kind(zero_point - fmt.min))
+        codes = self.emit("QuantizeLinear", [x, step, zero], f"{name}.codes")
+        if fmt.max - fmt.min < np.iinfo(kind).max:
+            ends = [self.constant(f"{name}.{e}", kind(v)) for e, v in (("min", 0), ("max", fmt.max - fmt.min))]
+            codes = self.emit("Clip", [codes, *ends], f"{name}.clipped")
+        dequantized = self.emit("DequantizeLinear", [codes, step, zero], f"{name}.dequantize", output)
+        self.pairs[dequantized] = quantizer_name
+        return dequantized
+
+    # Weights
+
+    def weight(self, name: str, transposed: bool = False) -> str:
+        """The dequantized weight of a layer; made once, also if the layer is called twice."""
+        key = f"{name}{'.T' if transposed else ''}"
+        if key not in self.made:
+            layer = self.frozen.get_submodule(name)
+            assert isinstance(layer, Quantized)
+            assert isinstance(layer.weight_quantizer, Codes)
+            self.made[key] = self._dequantized(f"{name}.weight", layer.weight_quantizer, transposed)
+            self.weights[self.made[key]] = name
+        return self.made[key]
+
+    def _dequantized(self, name: str, codes: Codes, transposed: bool) -> str:
+        stored, scale = codes.codes(), codes.scale.detach().cpu()
+        spread = codes.granularity.spread(scale, codes.shape)
+        axis = codes.granularity.axis or 0 if isinstance(codes.granularity, PerChannel) else 0
+        if transposed and not isinstance(codes.granularity, PerGroup):
+            stored, axis = stored.T, 1 - axis
+            spread = spread.T if spread.dim() == 2 else spread
+            transposed = False
+        fmt = codes.format.element if isinstance(codes.format, Block) else codes.format
+        unit = fmt.unit
+        if unit is None:
+            assert isinstance(fmt, Float)  # every other format has integer values
+            values = self._float_values(name, fmt, stored)
+            step = self.constant(f"{name}.scale", spread.numpy())
+            weight = self.emit("Mul", [values, step], f"{name}.dequantize")
+        else:
+            weight, where = self._integers(name, fmt, stored), dict[str, Any](axis=axis)
+            if isinstance(codes.granularity, PerGroup):
+                scale, where = spread, dict[str, Any](axis=2, block_size=codes.granularity.size)
+            zero = self.zeros(tuple(scale.shape), np.int16 if fmt.bits > 8 else np.int8)
+            inputs = [weight, self.constant(f"{name}.scale", (scale * unit).numpy()), zero]
+            weight = self.emit("DequantizeLinear", inputs, f"{name}.dequantize", **where)
+        if isinstance(codes.granularity, PerGroup):
+            weight = self._ungrouped(name, weight, codes)
+        return self.emit("Transpose", [weight], f"{name}.T", perm=[1, 0]) if transposed else weight
+
+    def _integers(self, name: str, fmt: Format, codes: Tensor) -> str:
+        """Grid values as int8 (int16 for 16 bits), in units of `Format.unit`, from packed storage."""
+        if isinstance(fmt, Float):
+            table = (fmt.table() / (fmt.unit or 1)).numpy().astype(np.int8)
+            return self.emit(
+                "Gather", [self.constant(f"{name}.table", table), self._index(name, fmt, codes)], f"{name}.int8"
+            )
+        bits = next(b for b in _CONTAINERS if b >= fmt.bits and (b != 2 or self.opset >= 25))
+        stored = self.constant(f"{name}.codes", fmt.decode(codes).numpy().astype(_CONTAINERS[bits]))
+        return self.emit("Cast", [stored], f"{name}.int8", to=TensorProto.INT8) if bits < 8 else stored
+
+    def _index(self, name: str, fmt: Float, codes: Tensor) -> str:
+        kind = ml_dtypes.uint4 if fmt.bits <= 4 else np.uint8 if fmt.bits <= 8 else np.uint16
+        index = self.constant(f"{name}.codes", codes.numpy().astype(kind))
+        return self.emit("Cast", [index], f"{name}.index", to=TensorProto.INT32)
+
+    def zeros(self, shape: tuple[int, ...], kind: type[np.generic]) -> str:
+        """A zero point, shared by all weights of its shape: without one, ONNX Runtime keeps a Gemm float."""
+        name = f"zero_point.{np.dtype(kind).name}.{'x'.join(map(str, shape)) or 'scalar'}"
+        if name not in self.initializers:
+            self.initializers[name] = numpy_helper.from_array(np.zeros(shape, kind), name)
+        return name
+
+    def _float_values(self, name: str, fmt: Float, codes: Tensor) -> str:
+        """Unscaled numbers of a float format, from the smallest storage the runtime reads."""
+        if fmt in _CASTABLE:
+            array = fmt.decode(codes).numpy().astype(_CASTABLE[fmt][1])  # type: ignore[call-overload]
+            return self.emit("Cast", [self.constant(f"{name}.codes", array)], f"{name}.values", to=TensorProto.FLOAT)
+        table = self.constant(f"{name}.table", fmt.table().numpy())
+        return self.emit("Gather", [table, self._index(name, fmt, codes)], f"{name}.values")
+
+    def _ungrouped(self, name: str, weight: str, codes: Codes) -> str:
+        """From `[rows, groups, size]` to the weight's shape, without a ragged end."""
+        row = codes.shape[1:].numel()
+        if codes.blocked_shape[1:].numel() != row:
+            flat = self.constant(f"{name}.rows", np.array([codes.shape[0], -1], np.int64))
+            weight = self.emit("Reshape", [weight, flat], f"{name}.padded")
+            ends = [
+                self.constant(f"{name}.{n}", np.array([v], np.int64)) for n, v in (("from", 0), ("to", row), ("on", 1))
+            ]
+            weight = self.emit("Slice", [weight, *ends], f"{name}.whole")
+        shape = self.constant(f"{name}.shape", np.array(codes.shape, np.int64))
+        return self.emit("Reshape", [weight, shape], f"{name}.reshaped")
+
+    def bias(self, layer_name: str, tensor: str) -> str:
+        """An int32 bias with scale input x weight, for a layer that computes on integers; else the float one."""
+        layer = self.frozen.get_submodule(layer_name)
+        assert isinstance(layer, Quantized)
+        if layer.input_scale is None or tensor not in self.initializers:
+            return tensor
+        assert isinstance(layer.weight_quantizer, Codes)  # only frozen layers have an input scale
+        scale = (layer.input_scale * layer.weight_quantizer.integer_scale).cpu()
+        values = numpy_helper.to_array(self.initializers[tensor]).astype(np.float64)
+        codes = np.round(values / scale.numpy().astype(np.float64)).astype(np.int32)
+        stored = self.constant(f"{layer_name}.bias.codes", codes)
+        step = self.constant(f"{layer_name}.bias.scale", scale.numpy())
+        return self.emit("DequantizeLinear", [stored, step], f"{layer_name}.bias.dequantize", axis=0)
+
+    # The walk
+
+    def run(self) -> None:
+        graph = self.model.graph
+        self.names |= {i.name for i in graph.initializer} | {i.name for i in graph.input}
+        self.names |= {o for n in graph.node for o in n.output}
+        for node in list(graph.node):
+            self.visit(node)
+        used = {name for node in self.nodes for name in node.input} | self.outputs
+        del graph.node[:]
+        graph.node.extend(self.nodes)
+        del graph.initializer[:]
+        graph.initializer.extend(i for n, i in self.initializers.items() if n in used)
+        del graph.value_info[:]
+        stale = [i for i, entry in enumerate(self.model.opset_import) if entry.domain == DOMAIN]
+        for i in reversed(stale):
+            del self.model.opset_import[i]
+
+    def visit(self, node: onnx.NodeProto) -> None:
+        for i, name in enumerate(node.input):
+            node.input[i] = self.renamed.get(name, name)
+        if node.domain == DOMAIN:
+            self.replace_mark(node)
+            return
+        if node.op_type == "Transpose" and node.input[0] in self.weights and self._swaps_axes(node):
+            self.renamed[node.output[0]] = self.weight(self.weights[node.input[0]], transposed=True)
+            return
+        if node.op_type == "ReduceMean" and (pooled := self.pooled(node)):
+            self.nodes.append(pooled)
+            return
+        self.finish_layer(node)
+        self.nodes.append(node)
+        if node.op_type in _MOVES and node.input[0] in self.pairs and node.output[0] not in self.outputs:
+            moved = node.output[0]
+            self.renamed[moved] = self.activation(self.pairs[node.input[0]], moved)
+
+    def replace_mark(self, node: onnx.NodeProto) -> None:
+        name = helper.get_attribute_value(node.attribute[0]).decode()
+        result = node.output[0]
+        if node.op_type == "Weight":
+            self.renamed[result] = self.weight(name)
+            return
+        kept = result if result in self.outputs else ""
+        if kept:
+            self.names.discard(kept)
+        self.renamed[result] = self.activation(name, node.input[0], kept)
+
+    def finish_layer(self, node: onnx.NodeProto) -> None:
+        """Give a layer's node the layer's name, and its bias the integer form."""
+        if node.op_type not in _WEIGHTED:
+            return
+        for i, tensor in enumerate(node.input):
+            if layer := self.weights.get(tensor):
+                node.name = self.unique(layer)
+                if i == 1 and len(node.input) > 2:
+                    node.input[2] = self.bias(layer, node.input[2])
+                if i == 1 and node.input[0] in self.pairs and not self.integer_weight(layer):
+                    node.input[0] = self.guarded(node.input[0])
+            elif tensor.endswith(".weight") and tensor in self.initializers:
+                node.name = self.unique(tensor.removesuffix(".weight"))
+
+    def integer_weight(self, layer: str) -> bool:
+        codes = self.frozen.get_submodule(layer).weight_quantizer
+        assert isinstance(codes, Codes)
+        return codes.format.unit is not None and not isinstance(codes.granularity, PerGroup)
+
+    def guarded(self, x: str) -> str:
+        """`x` behind a Clip that changes nothing.
+
+        ONNX Runtime rounds a float weight to int8 by itself where the layer's input comes straight from a
+        DequantizeLinear; a weight whose numbers are no plain int8 grid would change.
+        """
+        limits = [self.constant(f"{x}.{e}", np.float32(v)) for e, v in (("lowest", -3.4e38), ("highest", 3.4e38))]
+        return self.emit("Clip", [x, *limits], f"{x}.guard")
+
+    def pooled(self, node: onnx.NodeProto) -> onnx.NodeProto | None:
+        """GlobalAveragePool for a mean over all axes behind the channels that keeps them."""
+        axes = self.initializers.get(node.input[1]) if len(node.input) > 1 else None
+        keeps = all(a.i for a in node.attribute if a.name == "keepdims")
+        if axes is None or not keeps or sorted(numpy_helper.to_array(axes).tolist()) not in ([2, 3], [-2, -1]):
+            return None
+        return helper.make_node("GlobalAveragePool", [node.input[0]], list(node.output), name=node.name)
+
+    @staticmethod
+    def _swaps_axes(node: onnx.NodeProto) -> bool:
+        return any(a.name == "perm" and list(a.ints) == [1, 0] for a in node.attribute)
+
+
+def lower(model: onnx.ModelProto, frozen: nn.Module, opset: int) -> onnx.ModelProto:
+    """Replace the marks in `model` (in place) by what runtimes understand; `frozen` holds scales and codes.
+
+    Raises:
+        ExportError: a format that no runtime can compute with; the message names where.
+    """
+    _Rewrite(model, frozen, opset).run()
+    return model

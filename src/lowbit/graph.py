@@ -1,0 +1,270 @@
+"""How the model is wired: BatchNorm folding, and where inputs, adds and poolings need quantizers.
+
+A convolution runs on integers only if its input *and* its output are quantized, so quantizers belong to tensors, not to
+layers. `place` walks the traced graph and gives every tensor that a quantized layer or a piece of *glue* (add, product,
+concatenation, average pooling) reads one quantizer, right where the tensor is made:
+
+    conv -> relu -> [q] -> conv -> [q] -> add -> relu -> [q] -> pool -> [q] -> linear -> logits (float)
+
+Operations that only move numbers (max pooling, slices, reshapes, zero padding) are looked through: what they return is
+still on the grid. A following ReLU belongs to the operation before it. Where readers want different formats, the tensor
+gets the widest, and the others quantize its numbers again: an integer kernel can write only one output.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
+
+from lowbit.formats import Format, Int
+from lowbit.layers import CONVOLUTIONS, TRANSPOSED, Quantized, input_quantizer_for
+from lowbit.quantizer import Quantizer
+from lowbit.recipe import Rule
+
+_BATCHNORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+# Kinds of operations, by what fx calls: a function, a method name, or a module type.
+_RELU: set[object] = {F.relu, F.relu6, torch.relu, F.hardtanh, "relu", "relu_", nn.ReLU, nn.ReLU6, nn.Hardtanh}
+_ADD: set[object] = {operator.add, operator.iadd, torch.add, "add", "add_"}
+_MULTIPLY: set[object] = {operator.mul, operator.imul, torch.mul, "mul", "mul_"}
+_CONCATENATE: set[object] = {torch.cat, torch.concat, torch.concatenate}
+_POOL: set[object] = {
+    F.avg_pool1d,
+    F.avg_pool2d,
+    F.avg_pool3d,
+    F.adaptive_avg_pool1d,
+    F.adaptive_avg_pool2d,
+    F.adaptive_avg_pool3d,
+}
+_POOL |= {nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d}
+_MEAN: set[object] = {torch.mean, "mean"}
+_MOVE: set[object] = {
+    torch.flatten,
+    torch.reshape,
+    torch.permute,
+    torch.transpose,
+    torch.squeeze,
+    torch.unsqueeze,
+    F.dropout,
+}
+_MOVE |= {F.max_pool1d, F.max_pool2d, F.max_pool3d, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.Flatten, nn.Unflatten}
+_MOVE |= {nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.Identity, nn.PixelShuffle, nn.ChannelShuffle}
+_MOVE |= {nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d}
+_MOVE |= {"view", "reshape", "flatten", "permute", "transpose", "squeeze", "unsqueeze", "contiguous"}
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, (Quantized, Quantizer)) or super().is_leaf_module(m, module_qualified_name)
+
+
+def trace(model: nn.Module) -> fx.GraphModule | str:
+    """The model's graph with its layers as nodes, or the reason why it has none (control flow on data, mostly)."""
+    try:
+        return fx.GraphModule(model, _Tracer().trace(model), type(model).__name__)
+    except Exception as error:  # tracing runs the user's own forward, which may raise anything
+        return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def fold_batchnorm(traced: fx.GraphModule) -> list[str]:
+    """Fold each BatchNorm into the convolution or linear layer it follows; returns the names of those folded.
+
+    A pair is folded only if nothing else reads the layer's output and both are called once.
+    """
+    modules = dict(traced.named_modules())
+    calls = [n.target for n in traced.graph.nodes if n.op == "call_module"]
+    folded: list[str] = []
+    for node in list(traced.graph.nodes):
+        bn = modules.get(str(node.target)) if node.op == "call_module" else None
+        before = node.args[0] if node.args else None
+        if not isinstance(bn, _BATCHNORMS) or bn.running_mean is None or not isinstance(before, fx.Node):
+            continue
+        layer = modules.get(str(before.target)) if before.op == "call_module" else None
+        if len(before.users) > 1 or calls.count(before.target) > 1 or calls.count(node.target) > 1:
+            continue
+        if isinstance(layer, (*CONVOLUTIONS, *TRANSPOSED)):
+            fused: nn.Module = fuse_conv_bn_eval(layer, bn, transpose=isinstance(layer, TRANSPOSED))
+        elif isinstance(layer, nn.Linear) and layer.out_features == bn.num_features:
+            fused = fuse_linear_bn_eval(layer, bn)
+        else:
+            continue
+        traced.set_submodule(str(before.target), fused)
+        node.replace_all_uses_with(before)
+        traced.graph.erase_node(node)
+        folded.append(str(node.target))
+    traced.delete_all_unused_submodules()
+    traced.recompile()
+    return folded
+
+
+@dataclass
+class _Demand:
+    """Readers of one tensor that want one format: `rule` makes their quantizer."""
+
+    rule: Rule
+    readers: list[tuple[fx.Node, fx.Node]] = field(default_factory=list)  # (reader, the node it reads directly)
+
+
+class _Wiring:
+    """A graph and what its nodes are."""
+
+    def __init__(self, traced: fx.GraphModule) -> None:
+        self.traced = traced
+        self.modules = dict(traced.named_modules())
+
+    def module(self, node: fx.Node) -> nn.Module | None:
+        return self.modules.get(str(node.target)) if node.op == "call_module" else None
+
+    def is_a(self, node: fx.Node, kind: Iterable[object]) -> bool:
+        key = type(self.module(node)) if node.op == "call_module" else node.target
+        return node.op.startswith("call_") and key in kind
+
+    def moves(self, node: fx.Node) -> bool:
+        """Whether a node returns numbers of its first input, or zeros, unchanged."""
+        match node.target:
+            case F.pad:
+                mode, value = _argument(node, 2, "mode", "constant"), _argument(node, 3, "value", 0)
+                return mode == "constant" and not value
+            case F.interpolate:
+                return bool(_argument(node, 3, "mode", "nearest") == "nearest")
+            case operator.getitem:
+                index = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
+                return any(isinstance(i, slice) or i in (None, Ellipsis) for i in index)
+        upsample = self.module(node)
+        if isinstance(upsample, nn.Upsample):
+            return upsample.mode == "nearest"
+        return self.is_a(node, _MOVE)
+
+    def source(self, node: fx.Node) -> fx.Node:
+        """Where the numbers of a tensor were made."""
+        while self.moves(node) and node.args and isinstance(node.args[0], fx.Node):
+            node = node.args[0]
+        return node
+
+    def glue_inputs(self, node: fx.Node) -> list[fx.Node]:
+        """Tensors that an add, product, concatenation or average pooling reads; empty for any other node."""
+        tensors: object = ()
+        if self.is_a(node, _ADD) or self.is_a(node, _MULTIPLY):
+            tensors = node.args[:2] if len(node.args) >= 2 and not node.kwargs else ()
+        elif self.is_a(node, _CONCATENATE):
+            tensors = _argument(node, 0, "tensors", ())
+        elif self.is_a(node, _POOL):
+            tensors = node.args[:1]
+        elif self.is_a(node, _MEAN):
+            axes = _argument(node, 1, "dim", ())
+            spatial = isinstance(axes, (tuple, list)) and tuple(axes) in ((2, 3), (-2, -1), (-1, -2), (3, 2))
+            tensors = node.args[:1] if spatial else ()
+        if isinstance(tensors, (tuple, list)) and all(isinstance(t, fx.Node) for t in tensors):
+            return list(tensors)
+        return []
+
+    def end(self, node: fx.Node) -> fx.Node:
+        """The node itself, or the ReLU that alone reads it."""
+        users = list(node.users)
+        return users[0] if len(users) == 1 and self.is_a(users[0], _RELU) else node
+
+    def origin(self, node: fx.Node) -> fx.Node:
+        """The operation behind a ReLU, else the node itself."""
+        first = node.args[0] if node.args else None
+        return first if self.is_a(node, _RELU) and isinstance(first, fx.Node) else node
+
+
+def _argument(node: fx.Node, position: int, name: str, default: object) -> object:
+    return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
+
+
+def place(traced: fx.GraphModule, rules: dict[str, Rule], glue: Format | None) -> None:
+    """Put activation quantizers on the graph's tensors, as sub-modules ``activations.<tensor>``.
+
+    Args:
+        traced: a graph whose layers are already wrapped in `Quantized`.
+        rules: the rule of each wrapped layer.
+        glue: the format in which adds, products, concatenations and poolings between quantized layers compute.
+    """
+    wiring = _Wiring(traced)
+    demands: dict[fx.Node, list[_Demand]] = {}
+
+    def demand(reader: fx.Node, read: fx.Node, rule: Rule) -> None:
+        """Join a demand for the same numbers, or open one."""
+        wanted = demands.setdefault(wiring.source(read), [])
+        found = next((d for d in wanted if d.rule.activations == rule.activations), None)
+        if found is None:
+            wanted.append(found := _Demand(rule))
+        found.readers.append((reader, read))
+
+    made_by_integers: set[fx.Node] = set()
+    convolutions: list[fx.Node] = []
+    for node in traced.graph.nodes:
+        layer = wiring.module(node)
+        if isinstance(layer, Quantized) and (rule := rules.get(str(node.target))):
+            if rule.activations is None or isinstance(layer.layer, nn.Embedding):
+                continue
+            demand(node, node.args[0], rule)
+            if isinstance(rule.activations, Int) and rule.activations.bits <= 8:
+                made_by_integers.add(node)
+                if isinstance(layer.layer, (*CONVOLUTIONS, *TRANSPOSED)):
+                    convolutions.append(node)
+    if glue is not None:
+        glue_rule = Rule(activations=glue)
+        needs_output = list(convolutions)
+        for node in traced.graph.nodes:
+            inputs = wiring.glue_inputs(node)
+            if any(wiring.origin(wiring.source(i)) in made_by_integers for i in inputs):
+                made_by_integers.add(node)
+                needs_output.append(node)
+                for read in inputs:
+                    demand(node, read, glue_rule)
+        for node in needs_output:
+            end = wiring.end(node)
+            if end not in demands:
+                demands[end] = [_Demand(glue_rule)]
+    _insert(traced, demands)
+
+
+def _insert(traced: fx.GraphModule, demands: dict[fx.Node, list[_Demand]]) -> None:
+    def add(after: fx.Node, rule: Rule, suffix: str) -> fx.Node:
+        quantizer = input_quantizer_for(f"output of {after.name}", rule)
+        path = f"activations.{after.name}{suffix}"
+        traced.add_submodule(path, quantizer)  # type: ignore[arg-type]
+        with traced.graph.inserting_after(after):
+            return traced.graph.call_module(path, (after,))
+
+    for tensor, wanted in demands.items():
+        wanted.sort(key=lambda one: one.rule.activations.bits if one.rule.activations else 0, reverse=True)
+        widest, *narrower = wanted
+        quantized = add(tensor, widest.rule, "")
+        for user in list(tensor.users):
+            if user is not quantized:
+                user.replace_input_with(tensor, quantized)
+        for one in narrower:
+            direct = {reader: quantized if read is tensor else read for reader, read in one.readers}
+            for read in dict.fromkeys(direct.values()):
+                again = add(read, one.rule, f"_{one.rule.activations}".replace("-", "_"))
+                for reader in (r for r, its_read in direct.items() if its_read is read):
+                    reader.replace_input_with(read, again)
+    traced.graph.lint()
+    traced.recompile()
+
+
+def input_quantizers(model: nn.Module) -> dict[str, Quantizer]:
+    """The quantizer behind the input of each `Quantized` layer, where it has one and always the same one."""
+    found = {n: m.input_quantizer for n, m in model.named_modules() if isinstance(m, Quantized) and m.input_quantizer}
+    if not isinstance(model, fx.GraphModule):
+        return found
+    wiring = _Wiring(model)
+    for node in model.graph.nodes:
+        if not isinstance(wiring.module(node), Quantized):
+            continue
+        source = wiring.module(wiring.source(node.args[0]))
+        name = str(node.target)
+        if isinstance(source, Quantizer) and found.get(name, source) is source:
+            found[name] = source
+        else:
+            found.pop(name, None)
+    return found

@@ -1,0 +1,189 @@
+"""Where quantizers sit: one class, `Quantized`, around every layer with a weight. Layer-type checks live only here."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from lowbit.errors import FormatError, LayerError
+from lowbit.formats import Binary, Block
+from lowbit.granularity import Granularity, PerChannel, PerGroup
+from lowbit.quantizer import Codes, Quantizer
+from lowbit.recipe import Rule
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+WEIGHTED = (nn.Linear, *CONVOLUTIONS, *TRANSPOSED, nn.Embedding)
+# these read the weights of their parts directly, so a part of them cannot be replaced
+_OPAQUE = (nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase)
+
+
+class Quantized(nn.Module):
+    """A layer whose weight, and where no graph holds the quantizer also input, is quantized before use.
+
+    `layer.weight` keeps the float weight until `freeze` puts `Codes` in the place of the weight quantizer.
+    """
+
+    def __init__(
+        self, layer: nn.Module, weight_quantizer: Quantizer | Codes | None, input_quantizer: Quantizer | None = None
+    ) -> None:
+        super().__init__()
+        self.layer = layer
+        self.weight_quantizer = weight_quantizer
+        self.input_quantizer = input_quantizer
+        self.register_buffer("input_scale", None)
+        self.input_scale: Tensor | None
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight as the layer uses it: on the grid."""
+        match self.weight_quantizer:
+            case None:
+                return self.layer.weight  # type: ignore[return-value]
+            case Codes():
+                return self.weight_quantizer()  # type: ignore[no-any-return]
+            case quantizer:
+                return quantizer(self.layer.weight)  # type: ignore[no-any-return]
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The layer's bias, None without one."""
+        return getattr(self.layer, "bias", None)
+
+    def forward(self, x: Tensor, *args: object) -> Tensor:
+        """The layer applied to `x`, both quantized."""
+        if self.input_quantizer is not None:
+            x = self.input_quantizer(x)
+        if self.input_scale is not None:
+            return self._on_integers(x, *args)
+        return torch.func.functional_call(self.layer, {"weight": self.weight}, (x, *args))  # type: ignore[no-any-return]
+
+    def _on_integers(self, x: Tensor, *args: object) -> Tensor:
+        """The layer as an integer kernel computes it: exact while accumulators stay below 2^24."""
+        codes = self.weight_quantizer
+        assert isinstance(codes, Codes)
+        assert self.input_scale is not None
+        scale, integers = self.input_scale * codes.integer_scale, codes.integers()
+        tensors = {"weight": integers}
+        if self.bias is not None:
+            tensors["bias"] = torch.round(self.bias / scale)
+        sums = torch.func.functional_call(self.layer, tensors, (torch.round(x / self.input_scale), *args))
+        return sums * (scale.reshape(-1, *[1] * (integers.dim() - 2)) if scale.dim() else scale)  # type: ignore[no-any-return]
+
+    def freeze(self, input_quantizer: Quantizer | None) -> None:
+        """Replace the float weight by its codes; with an integer input too, compute as integer kernels do.
+
+        The bias is then rounded to multiples of input scale x weight scale, which is how kernels add it.
+        """
+        if not isinstance(self.weight_quantizer, Quantizer):
+            return
+        codes = Codes(self.layer.weight, self.weight_quantizer)  # type: ignore[arg-type]
+        self.weight_quantizer = codes
+        self.layer.register_parameter("weight", None)
+        if input_quantizer is None or isinstance(self.layer, nn.Embedding) or codes.scale.dim() > 1:
+            return
+        if codes.format.unit is None or input_quantizer.format.unit != 1.0:
+            return
+        self.input_scale = input_quantizer.scale.detach().clone()
+        if self.bias is not None:
+            scale = (self.input_scale * codes.integer_scale).double()
+            rounded = torch.round(self.bias.detach().double() / scale).clamp(-(2**31) + 1, 2**31 - 1)
+            self.bias.data = (rounded * scale).float()
+
+
+def weighted_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Every layer of a kind that has a weight to quantize, by name; `Quantized` counts as its layer."""
+    found: dict[str, nn.Module] = {}
+
+    def walk(prefix: str, module: nn.Module) -> None:
+        if isinstance(module, (*WEIGHTED, Quantized)):
+            found[prefix] = module
+        elif not isinstance(module, _OPAQUE):
+            for name, child in module.named_children():
+                walk(f"{prefix}.{name}" if prefix else name, child)
+
+    walk("", model)
+    return found
+
+
+def unsupported_layers(model: nn.Module) -> dict[str, str]:
+    """Layers with weights that no quantizer fits, by name, with the reason."""
+    reasons: dict[str, str] = {}
+    covered = tuple(weighted_layers(model))
+    opaque: list[str] = []
+    for name, module in model.named_modules():
+        if any(name == c or name.startswith(c + ".") for c in (*covered, *opaque)) or isinstance(module, Quantizer):
+            continue
+        if isinstance(module, _OPAQUE):
+            opaque.append(name)
+            reasons[name] = f"{type(module).__name__} reads its weights directly; write it with Linear layers"
+        elif "weight" in module._parameters and module.weight is not None:
+            reasons[name] = f"{type(module).__name__} has no quantized form; it stays float"
+    return reasons
+
+
+def output_granularity(layer: nn.Module, granularity: Granularity) -> Granularity:
+    """`PerChannel()` with the axis of the layer's output channels filled in; others unchanged."""
+    if granularity == PerChannel():
+        return PerChannel(1 if isinstance(layer, TRANSPOSED) else 0)
+    return granularity
+
+
+def why_not(layer: nn.Module) -> str:
+    """Why this layer cannot be wrapped, empty if it can."""
+    if parametrize.is_parametrized(layer):
+        return "its weight is parametrized; call torch.nn.utils.parametrize.remove_parametrizations first"
+    if layer._forward_hooks or layer._forward_pre_hooks:
+        return "it carries forward hooks, which would run twice; remove them first"
+    return ""
+
+
+def quantized_layer(name: str, layer: nn.Module, rule: Rule, *, own_input: bool) -> Quantized:
+    """`layer` with the quantizers that `rule` asks for; `own_input` puts the input quantizer inside.
+
+    Raises:
+        LayerError: the formats do not fit this layer, or its weight holds NaN or infinity.
+    """
+    weight: Tensor = layer.weight  # type: ignore[assignment]
+    if not bool(torch.isfinite(weight).all()):
+        raise LayerError(f"layer {name!r}: its weight holds NaN or infinite values; load intact weights")
+    weight_quantizer = None
+    if rule.weights is not None:
+        if not getattr(rule.weights, "signed", True):
+            raise LayerError(
+                f"layer {name!r}: weights in {rule.weights} cannot be negative; use a signed format such as int8"
+            )
+        granularity = output_granularity(layer, rule.granularity)
+        grouped = isinstance(rule.weights, Block) or isinstance(granularity, PerGroup)
+        if grouped and isinstance(layer, TRANSPOSED):
+            raise LayerError(f"layer {name!r}: transposed convolutions have no groups along inputs; use PerChannel()")
+        try:
+            weight_quantizer = Quantizer(
+                rule.weights,
+                weight.shape,
+                granularity=granularity,
+                symmetric=True,
+                scale_rule=rule.weight_scale,
+                name=f"{name} weight",
+            )
+        except FormatError as error:
+            raise LayerError(f"layer {name!r} weight {error}") from None
+        weight_quantizer.fit_weight(weight)
+    input_quantizer = input_quantizer_for(name, rule) if own_input and not isinstance(layer, nn.Embedding) else None
+    return Quantized(layer, weight_quantizer, input_quantizer)
+
+
+def input_quantizer_for(name: str, rule: Rule) -> Quantizer | None:
+    """The activation quantizer that `rule` asks for, None for float.
+
+    Raises:
+        LayerError: the format is for weights only.
+    """
+    if rule.activations is None:
+        return None
+    if isinstance(rule.activations, (Block, Binary)):
+        raise LayerError(
+            f"layer {name!r}: {rule.activations} is a weight format; activations take int2 to int16 or a float format"
+        )
+    return Quantizer(rule.activations, symmetric=rule.symmetric, scale_rule=rule.activation_scale, name=name)

@@ -1,0 +1,133 @@
+"""What a pilot writes down: the records of one run, as plain frozen dataclasses.
+
+A run folder holds one `run.json` (a `Run` without its trials) and one `variants/<name>/trial.json` a variant. The
+report is drawn from these records alone, so a page can be made again long after the run, on another machine.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Verdict = Literal["meets", "borderline", "misses", "failed"]
+
+
+@dataclass(frozen=True)
+class Score:
+    """A figure with its 95 % interval: shares (accuracy, agreement) are in [0, 1]."""
+
+    value: float
+    low: float
+    high: float
+    samples: int
+
+
+@dataclass(frozen=True)
+class LatencyRow:
+    """Wall time of one batch in a runtime, in milliseconds: median, 10th and 90th percentile over `repeats` calls."""
+
+    runtime: str
+    batch: int
+    threads: int
+    median_ms: float
+    low_ms: float
+    high_ms: float
+    repeats: int
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """One layer of a variant: what it holds, what it costs, and how it ran.
+
+    `kernel` is the operator that the runtime really executed (``QLinearConv``, ``Conv``, ...); `reason` says why a
+    layer stayed float, and is empty for a quantized one. `sqnr_db` is the weights' signal to quantization noise ratio.
+    """
+
+    name: str
+    kind: str
+    weights: str
+    activations: str
+    granularity: str
+    parameters: int
+    macs: int
+    bops: int
+    weight_bytes: int
+    sqnr_db: float | None
+    kernel: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class VerificationRow:
+    """How the exported file compared with the fake-quantized model on real inputs."""
+
+    runtime: str
+    samples: int
+    same_prediction: float
+    same_codes: float
+    largest_code_difference: int
+    kernels: dict[str, int]
+    stayed_float: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One variant, measured: `recipe` is None for the float baseline.
+
+    `difference` is the paired score difference from the float baseline on the same samples. Sizes are bytes;
+    `bops` are MACs x weight bits x activation bits for one sample. A failed trial keeps its `error` and no figures.
+    """
+
+    name: str
+    recipe: dict[str, Any] | None
+    fingerprint: str
+    verdict: Verdict
+    error: str | None = None
+    score: Score | None = None
+    difference: Score | None = None
+    agreement: Score | None = None
+    file: str | None = None
+    file_bytes: int = 0
+    weight_bytes: int = 0
+    parameters: int = 0
+    macs: int = 0
+    bops: int = 0
+    activation_bytes: int = 0
+    latencies: tuple[LatencyRow, ...] = ()
+    layers: tuple[LayerRow, ...] = ()
+    verification: VerificationRow | None = None
+    notes: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Kpi:
+    """The figure that decides, and the least value that is acceptable."""
+
+    metric: str
+    minimum: float
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What made these figures: enough to make them again."""
+
+    command: str
+    started: str
+    seed: int
+    data_hash: str
+    weights_hash: str
+    versions: dict[str, str]
+    machine: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A pilot run: what was asked, what made it, and every trial, the float baseline first."""
+
+    name: str
+    model: str
+    kpi: Kpi
+    pilot: dict[str, Any]
+    provenance: Provenance
+    trials: tuple[Trial, ...] = ()

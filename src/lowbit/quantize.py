@@ -1,0 +1,198 @@
+"""The verbs: quantize a model by a recipe, calibrate its activations, freeze its codes; and what they covered."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import fx, nn
+
+from lowbit import graph
+from lowbit.batches import Batches, call
+from lowbit.errors import CalibrationError, LayerError
+from lowbit.layers import Quantized, quantized_layer, unsupported_layers, weighted_layers, why_not
+from lowbit.progress import track
+from lowbit.quantizer import Codes, Quantizer
+from lowbit.recipe import Recipe
+from lowbit.scales import Histogram
+
+UNTRACED = (
+    "the model cannot be traced ({reason}), so layers were swapped one by one: BatchNorms are not folded, and adds, "
+    "poolings and the outputs of convolutions stay float, which keeps those convolutions off integer kernels"
+)
+
+
+def quantize(model: nn.Module, recipe: Recipe, *, fold: bool = True) -> nn.Module:
+    """A copy of `model` with quantizers where `recipe` wants them; `model` is not changed.
+
+    The copy is a traced graph (`torch.fx.GraphModule`) whose layers keep their names, with BatchNorms folded and
+    activation quantizers on its tensors (see `lowbit.graph`); a model that cannot be traced keeps its class and gets
+    quantizers inside its layers only, which `coverage` tells. Weight scales are set here; call `calibrate` for the
+    activations. The copy is in eval mode.
+
+    Args:
+        model: a trained network with float weights.
+        recipe: what happens to which layer.
+        fold: fold BatchNorms into the layers before them.
+
+    Raises:
+        RecipeError: a rule matches no layer.
+        LayerError: a layer cannot be quantized as asked, the model is quantized already, or nothing changed.
+    """
+    if any(isinstance(m, (Quantized, Quantizer)) for m in model.modules()):
+        raise LayerError("the model is quantized already; quantize the float model it was made from")
+    student = copy.deepcopy(model).eval()
+    traced = graph.trace(student)
+    if isinstance(traced, fx.GraphModule):
+        student = traced
+        if fold:
+            graph.fold_batchnorm(traced)
+    in_graph = {n.target for n in traced.graph.nodes} if isinstance(traced, fx.GraphModule) else set()
+    rules = {}
+    for name, rule in recipe.resolve(weighted_layers(student)).items():
+        layer = student.get_submodule(name)
+        if rule is None or (rule.weights is None and rule.activations is None) or why_not(layer):
+            continue
+        quantized = quantized_layer(name, layer, rule, own_input=name not in in_graph)
+        if name == "":
+            student = quantized
+        else:
+            student.set_submodule(name, quantized)
+        rules[name] = rule
+    if not rules:
+        reasons = {why_not(m) for m in weighted_layers(student).values()} | set(unsupported_layers(student).values())
+        raise LayerError(
+            f"no layer of {type(model).__name__} was quantized: "
+            + ("; ".join(sorted(reasons - {""})) or "the recipe leaves every layer float; give weights or activations")
+        )
+    for module in student.modules():
+        if isinstance(module, nn.TransformerEncoderLayer):
+            module.activation_relu_or_gelu = 0  # turns off the fused path, which would bypass the quantizers
+    if isinstance(traced, fx.GraphModule) and student is traced:
+        graph.place(traced, rules, recipe.glue)
+    elif isinstance(traced, str):
+        student.untraced = traced  # type: ignore[assignment]
+    return student
+
+
+def calibrate(student: nn.Module, batches: Batches, *, progress: bool = True) -> None:
+    """Set the scales of all activation quantizers, in place, from what `batches` send through the model.
+
+    One pass, in memory that does not grow with the number of batches. If anything fails, earlier scales are kept.
+
+    Args:
+        student: the result of `quantize`.
+        batches: tensors, tuples that begin with the input, or dicts of keyword arguments. No labels needed.
+        progress: show a bar on a terminal.
+
+    Raises:
+        CalibrationError: no batches, NaN or infinite activations, or a quantizer that saw no data.
+    """
+    quantizers = activation_quantizers(student)
+    if not quantizers:
+        return
+    training = student.training
+    count = 0
+    try:
+        student.eval()
+        for quantizer in quantizers.values():
+            quantizer.histogram = Histogram()
+        with torch.no_grad():
+            for batch in track(batches, "calibrate", show=progress):
+                call(student, batch)
+                count += 1
+        if not count:
+            raise CalibrationError("calibration got no batches; give at least one")
+        for quantizer in quantizers.values():
+            if not quantizer.histogram or not quantizer.histogram.seen:
+                quantizer.fit_histogram()  # raises, before any scale has changed
+        for quantizer in quantizers.values():
+            quantizer.fit_histogram()
+    finally:
+        for quantizer in quantizers.values():
+            quantizer.histogram = None
+        student.train(training)
+
+
+def freeze(student: nn.Module) -> nn.Module:
+    """A copy of `student` whose weights are packed codes; float weights are dropped.
+
+    A layer with integer weights and activations then computes as an integer kernel does: sums of codes, and a bias
+    rounded to multiples of input scale x weight scale.
+
+    Raises:
+        CalibrationError: an activation quantizer has no scale yet.
+    """
+    for name, quantizer in activation_quantizers(student).items():
+        if not quantizer.ready:
+            raise CalibrationError(f"{name!r} has no scale yet; call calibrate(student, batches) before freezing")
+    frozen = copy.deepcopy(student).eval()
+    inputs = graph.input_quantizers(frozen)
+    for name, layer in frozen.named_modules():
+        if isinstance(layer, Quantized):
+            layer.freeze(inputs.get(name))
+    for parameter in frozen.parameters():
+        parameter.requires_grad_(False)
+    return frozen
+
+
+def activation_quantizers(student: nn.Module) -> dict[str, Quantizer]:
+    """Every quantizer that is not a weight's, by module name, in the order of the module tree."""
+    weights = {id(m.weight_quantizer) for m in student.modules() if isinstance(m, Quantized)}
+    return {n: m for n, m in student.named_modules() if isinstance(m, Quantizer) and id(m) not in weights}
+
+
+@dataclass(frozen=True)
+class LayerCoverage:
+    """One layer: its formats as names (``float32`` where untouched), or the reason why it was skipped."""
+
+    name: str
+    kind: str
+    weights: str
+    activations: str
+    granularity: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """What of a model is quantized; `note` tells what an untraced model costs, empty for a traced one."""
+
+    layers: tuple[LayerCoverage, ...]
+    note: str = ""
+
+    @property
+    def quantized(self) -> tuple[LayerCoverage, ...]:
+        """Layers with at least one quantizer."""
+        return tuple(row for row in self.layers if not row.reason)
+
+    @property
+    def skipped(self) -> tuple[LayerCoverage, ...]:
+        """Layers left float, each with its reason."""
+        return tuple(row for row in self.layers if row.reason)
+
+
+def _format_name(quantizer: Quantizer | Codes | None) -> str:
+    return str(quantizer.format) if quantizer else "float32"
+
+
+def coverage(student: nn.Module) -> Coverage:
+    """Every layer with weights of `student`: how it is quantized, or why it is not."""
+    inputs = graph.input_quantizers(student)
+    rows = []
+    for name, layer in weighted_layers(student).items():
+        if not isinstance(layer, Quantized):
+            reason = why_not(layer) or "the recipe leaves it float"
+            rows.append(LayerCoverage(name, type(layer).__name__, "float32", "float32", "", reason))
+            continue
+        weights, reads = layer.weight_quantizer, inputs.get(name)
+        granularity = str(weights.granularity) if weights else ""
+        rows.append(
+            LayerCoverage(name, type(layer.layer).__name__, _format_name(weights), _format_name(reads), granularity, "")
+        )
+    for name, reason in unsupported_layers(student).items():
+        kind = type(student.get_submodule(name)).__name__
+        rows.append(LayerCoverage(name, kind, "float32", "float32", "", reason))
+    untraced = getattr(student, "untraced", None)
+    return Coverage(tuple(rows), UNTRACED.format(reason=untraced) if untraced else "")

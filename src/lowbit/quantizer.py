@@ -1,0 +1,143 @@
+"""What holds format and scale: `Quantizer` while numbers are still float, `Codes` once weights are frozen."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from lowbit import ops
+from lowbit.errors import CalibrationError
+from lowbit.formats import Block, Format, Int, pack, unpack
+from lowbit.granularity import Granularity, PerGroup, PerTensor
+from lowbit.scales import Histogram, ScaleRule, affine, weight_scale
+
+
+class Quantizer(nn.Module):
+    """Fake quantizes its input to `format` with a fixed scale.
+
+    `scale` is NaN until calibrated. `zero_point` is None for symmetric quantization. While `histogram` is set, the
+    quantizer passes its input through and only watches it: that is how `calibrate` streams.
+
+    Args:
+        format: the grid.
+        shape: shape of the tensor to come; only needed for granularities finer than the tensor.
+        granularity: which elements share a scale.
+        symmetric: no zero point; always so for formats other than integers.
+        scale_rule: how `calibrate` chooses the range.
+        name: where this quantizer sits, for error messages.
+    """
+
+    def __init__(
+        self,
+        format: Format,
+        shape: torch.Size | None = None,
+        *,
+        granularity: Granularity | None = None,
+        symmetric: bool = False,
+        scale_rule: ScaleRule = "mse",
+        name: str = "",
+    ) -> None:
+        super().__init__()
+        if isinstance(format, Block):
+            granularity = PerGroup(format.size, ragged=True)
+        self.format = format
+        self.granularity: Granularity = granularity or PerTensor()
+        self.scale_rule: ScaleRule = scale_rule
+        self.name = name
+        self.histogram: Histogram | None = None
+        self._ready = False
+        scale_shape = self.granularity.scale_shape(shape or torch.Size([]))
+        self.scale = nn.Parameter(torch.full(scale_shape, torch.nan), requires_grad=False)
+        has_zero_point = isinstance(format, Int) and not symmetric
+        self.register_buffer("zero_point", torch.zeros(scale_shape) if has_zero_point else None)
+        self.zero_point: Tensor | None
+
+    @property
+    def ready(self) -> bool:
+        """Whether the scale is set."""
+        self._ready = self._ready or not bool(torch.isnan(self.scale).any())
+        return self._ready
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Nearest grid numbers to `x`; integer and boolean tensors pass unchanged."""
+        if not x.is_floating_point():
+            return x
+        if self.histogram is not None:
+            try:
+                self.histogram.update(x)
+            except CalibrationError as error:
+                raise CalibrationError(f"activations {self.name!r}: {error}") from None
+            return x
+        if not self.ready:
+            raise CalibrationError(f"activations {self.name!r} have no scale yet; call calibrate(student, batches)")
+        return ops.fake_quantize(x, self.scale, self.zero_point, self.format, self.granularity)
+
+    def fit_weight(self, weight: Tensor) -> None:
+        """Set the scale from a whole weight tensor."""
+        with torch.no_grad():
+            self.scale.copy_(weight_scale(weight, self.format, self.granularity, self.scale_rule))
+
+    def fit_histogram(self) -> None:
+        """Set scale and zero point from what was watched, and stop watching.
+
+        Raises:
+            CalibrationError: nothing was seen.
+        """
+        seen, self.histogram = self.histogram, None
+        if seen is None or not seen.seen:
+            raise CalibrationError(
+                f"activations {self.name!r} saw no data during calibration; give batches that reach this layer, or "
+                "leave it float in the recipe"
+            )
+        symmetric = self.zero_point is None
+        low, high = seen.bounds(self.scale_rule, self.format, symmetric)
+        scale, zero_point = affine(torch.tensor(low), torch.tensor(high), self.format, symmetric)
+        with torch.no_grad():
+            self.scale.copy_(scale)
+            if self.zero_point is not None and zero_point is not None:
+                self.zero_point.copy_(zero_point)
+
+    def quantize(self, x: Tensor) -> Tensor:
+        """Grid values (zero point included) of `x`, in the granularity's blocked shape."""
+        return ops.quantize(x, self.scale, self.zero_point, self.format, self.granularity)
+
+    def extra_repr(self) -> str:
+        """Format and granularity, for `print(model)`."""
+        return f"{self.format}, per {self.granularity}"
+
+
+class Codes(nn.Module):
+    """A frozen weight tensor: packed codes and scales in the place of the float numbers."""
+
+    def __init__(self, weight: Tensor, quantizer: Quantizer) -> None:
+        super().__init__()
+        self.format, self.granularity, self.shape = quantizer.format, quantizer.granularity, weight.shape
+        codes = self.format.encode(quantizer.quantize(weight.detach()))
+        self.blocked_shape = codes.shape
+        self.register_buffer("packed", pack(codes, self.format.bits))
+        self.register_buffer("scale", quantizer.scale.detach().clone())
+        self.packed: Tensor
+        self.scale: Tensor
+
+    def codes(self) -> Tensor:
+        """The codes, in the granularity's blocked shape."""
+        return unpack(self.packed, self.format.bits, self.blocked_shape.numel()).reshape(self.blocked_shape)
+
+    def integers(self) -> Tensor:
+        """The weight in units of `integer_scale`: integers, for a format with a `unit`."""
+        values = self.format.decode(self.codes().to(self.scale.device))
+        return self.granularity.unblocked(values / (self.format.unit or 1.0), self.shape)
+
+    @property
+    def integer_scale(self) -> Tensor:
+        """What one unit of `integers` stands for."""
+        return self.scale * (self.format.unit or 1.0)
+
+    def forward(self) -> Tensor:
+        """The numbers the codes stand for, in the weight's shape."""
+        values = self.format.decode(self.codes().to(self.scale.device))
+        return ops.dequantize(values, self.scale, None, self.granularity, self.shape)
+
+    def extra_repr(self) -> str:
+        """Format and granularity, for `print(model)`."""
+        return f"{self.format}, per {self.granularity}, {list(self.shape)}"

@@ -1,0 +1,196 @@
+"""What happens to which layer: rules that match layer names, as pure data, in YAML or Python.
+
+rules:
+  - match: "*"            # glob over layer names; the last rule that matches a layer wins
+    weights: int4         # a format name, or null to leave the weights float
+    activations: int8     # format of the layer's input
+  - match: conv1
+    weights: int8
+    activations: int8
+glue: int8                # adds, products, concatenations and poolings between quantized layers; null: float
+"""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from lowbit import files
+from lowbit.errors import FormatError, RecipeError
+from lowbit.formats import Format, Int, parse
+from lowbit.granularity import Granularity, PerChannel, parse_granularity
+from lowbit.scales import ScaleRule
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Formats for the layers whose name matches the glob `match`; None leaves weights or activations float.
+
+    Activations are those of the layer's input. Integer activations are affine (scale and zero point) unless
+    `symmetric`. `weight_scale` and `activation_scale` say how scales are chosen.
+    """
+
+    match: str = "*"
+    weights: Format | None = None
+    activations: Format | None = None
+    granularity: Granularity = PerChannel()
+    symmetric: bool = False
+    weight_scale: ScaleRule = "mse"
+    activation_scale: ScaleRule = "mse"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Rules, the last match wins; `glue` is the format of adds, products, concatenations and poolings."""
+
+    rules: tuple[Rule, ...]
+    glue: Format | None = Int(8)
+
+    @staticmethod
+    def uniform(weights: str | None, activations: str | None, *, granularity: str = "channel") -> Recipe:
+        """One rule for every layer, from format names; the glue is int8 if activations are quantized."""
+        rule = Rule(
+            weights=parse(weights) if weights else None,
+            activations=parse(activations) if activations else None,
+            granularity=parse_granularity(granularity),
+        )
+        integer = isinstance(rule.activations, Int) and rule.activations.bits <= 8
+        return Recipe((rule,), glue=Int(8) if integer else None)
+
+    def resolve(self, names: Iterable[str]) -> dict[str, Rule | None]:
+        """The rule of each layer name, None where no rule matches.
+
+        Raises:
+            RecipeError: a rule matches no layer.
+        """
+        names = list(names)
+        for rule in self.rules:
+            if not fnmatch.filter(names, rule.match):
+                near = difflib.get_close_matches(rule.match, names, n=3, cutoff=0.3) or names[:3]
+                raise RecipeError(
+                    f"recipe rule match={rule.match!r} matches none of the model's {len(names)} layers; "
+                    f"nearest names: {', '.join(near) or 'none'}"
+                )
+        return {n: next((r for r in reversed(self.rules) if fnmatch.fnmatchcase(n, r.match)), None) for n in names}
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain data, as in YAML."""
+        return {
+            "rules": [
+                {
+                    "match": r.match,
+                    "weights": str(r.weights) if r.weights else None,
+                    "activations": str(r.activations) if r.activations else None,
+                    "granularity": str(r.granularity),
+                    "symmetric": r.symmetric,
+                    "weight_scale": r.weight_scale,
+                    "activation_scale": r.activation_scale,
+                }
+                for r in self.rules
+            ],
+            "glue": str(self.glue) if self.glue else None,
+        }
+
+    @staticmethod
+    def from_dict(data: object, where: str = "recipe") -> Recipe:
+        """The recipe in plain data; `where` begins error messages.
+
+        Raises:
+            RecipeError: an unknown key, a wrong type, an unknown format; the message gives the path to the field.
+        """
+        parsed = validated(_RecipeData, data, where)
+        rules = []
+        for i, r in enumerate(parsed.rules):
+            try:
+                weights, activations = r.weights and parse(r.weights), r.activations and parse(r.activations)
+                granularity = parse_granularity(r.granularity)
+            except FormatError as error:
+                raise RecipeError(f"{where}: rules[{i}]: {error}") from None
+            rules.append(
+                Rule(
+                    r.match,
+                    weights or None,
+                    activations or None,
+                    granularity,
+                    r.symmetric,
+                    r.weight_scale,
+                    r.activation_scale,
+                )
+            )
+        try:
+            return Recipe(tuple(rules), parse(parsed.glue) if parsed.glue else None)
+        except FormatError as error:
+            raise RecipeError(f"{where}: glue: {error}") from None
+
+    @staticmethod
+    def load(path: str | Path) -> Recipe:
+        """Read a YAML file."""
+        return Recipe.from_dict(files.read_yaml(Path(path)), str(path))
+
+    def save(self, path: str | Path) -> None:
+        """Write a YAML file, whole or not at all."""
+        files.write_text(Path(path), yaml.safe_dump(self.to_dict(), sort_keys=False))
+
+    @property
+    def fingerprint(self) -> str:
+        """A short hash of the content: equal recipes, equal fingerprint."""
+        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:16]
+
+
+class _RuleData(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+    match: str = "*"
+    weights: str | None = None
+    activations: str | None = None
+    granularity: str = "channel"
+    symmetric: bool = False
+    weight_scale: Literal["absmax", "mse", "percentile"] = "mse"
+    activation_scale: Literal["absmax", "mse", "percentile"] = "mse"
+
+
+class _RecipeData(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+    rules: list[_RuleData]
+    glue: str | None = "int8"
+
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def validated(model: type[M], data: object, where: str) -> M:
+    """`data` as `model`, or a one-line error that names the path in the file and the nearest valid key.
+
+    Raises:
+        RecipeError: `data` does not fit.
+    """
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        path = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in first["loc"]).lstrip(".") or "the file"
+        hint = ""
+        if first["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(str(first["loc"][-1]), _keys(model), n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; known keys are {', '.join(sorted(_keys(model)))}"
+            raise RecipeError(f"{where}: {path}: unknown key{hint}") from None
+        got = repr(first.get("input"))
+        raise RecipeError(f"{where}: {path}: {first['msg']}, got {got[:60]}") from None
+
+
+def _keys(model: type[BaseModel]) -> set[str]:
+    keys: set[str] = set()
+    for name, info in model.model_fields.items():
+        keys.add(name)
+        for part in (info.annotation, *getattr(info.annotation, "__args__", ())):
+            if isinstance(part, type) and issubclass(part, BaseModel):
+                keys |= _keys(part)
+    return keys

@@ -1,0 +1,1 @@
+"""The page a pilot run ends in: `lowbit.report.page.render(run)`."""

@@ -1,0 +1,172 @@
+"""How a figure is written: one function a unit, so that the table, the plots and the sentences agree.
+
+Sizes are in MB of 1e6 bytes, counts take K/M/G/T, and only share-type metrics (accuracy, agreement) are percentages:
+an R2 or a correlation stays a plain number. Everything returned is plain text; the template escapes it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime, timezone
+
+from lowbit.pilot.record import Run, Score
+
+NONE = "–"
+
+
+def significant(value: float, digits: int = 3) -> str:
+    """The value with that many significant digits and thousands separators, never an exponent: ``1,240``, ``0.243``."""
+    if not math.isfinite(value):
+        return NONE if math.isnan(value) else _minus("∞" if value > 0 else "-∞")
+    if value == 0:
+        return "0"
+    rounded = float(f"{value:.{digits - 1}e}")
+    return _minus(f"{rounded:,.{max(0, digits - 1 - math.floor(math.log10(abs(rounded))))}f}")
+
+
+def size(count: int) -> str:
+    """Bytes as MB of 1e6 bytes: two decimals, or two significant digits for less than 0.1 MB."""
+    megabytes = count / 1e6
+    digits = f"{megabytes:,.2f}" if megabytes >= 0.0995 else significant(megabytes, 2)
+    return f"{digits} MB"
+
+
+def count(number: float) -> str:
+    """A count with K, M, G or T and three significant digits: ``40.6 M``."""
+    for power, prefix in ((12, "T"), (9, "G"), (6, "M"), (3, "K")):
+        if number >= 0.9995 * 10**power:
+            return f"{significant(number / 10**power)} {prefix}"
+    return f"{number:,.0f}"
+
+
+def milliseconds(value: float) -> str:
+    """Milliseconds with three significant digits."""
+    return f"{significant(value)} ms"
+
+
+def ratio(baseline: float, value: float) -> str:
+    """Baseline divided by value: above 1 is smaller, cheaper or faster than the baseline."""
+    if baseline <= 0 or value <= 0:
+        return NONE
+    times = baseline / value
+    return f"{times:,.0f}×" if times >= 99.95 else f"{times:.1f}×" if times >= 0.995 else f"{times:.2f}×"
+
+
+def percent(share: float) -> str:
+    """A share in [0, 1] as a percentage; 100 % only where nothing differs."""
+    if share == 1:
+        return "100 %"
+    return f"{min(100 * share, 99.99) if 0.9 < share < 1 else 100 * share:.2f} %"
+
+
+def shares(score: Score) -> str:
+    """The 95 % interval of a share: ``98.12 to 98.90``, in percent."""
+    return f"{percent(score.low)} to {percent(score.high)}".replace(" %", "")
+
+
+def seconds(value: float) -> str:
+    """A duration: ``93 s``, ``12 min``, ``1.5 h``."""
+    if value < 120:
+        return f"{significant(value, 2)} s"
+    return f"{value / 60:.0f} min" if value < 5400 else f"{value / 3600:.1f} h"
+
+
+def headed(text: str) -> str:
+    """The text as a heading begins; a name with its own capitals, such as mAP, stays as it is."""
+    first, _, rest = text.partition(" ")
+    return " ".join([first.capitalize() if first.islower() else first, *([rest] if rest else [])])
+
+
+def decibels(value: float | None) -> str:
+    """A ratio in dB with one decimal."""
+    if value is None or not math.isfinite(value):
+        return NONE if value is None else significant(value)
+    return _minus(f"{value:.1f}")
+
+
+def moment(started: str) -> str:
+    """An ISO 8601 time in UTC as people write it; any other text comes back as it is."""
+    try:
+        time = datetime.fromisoformat(started.replace("Z", "+00:00"))
+    except ValueError:
+        return started
+    if time.tzinfo is None:
+        return f"{time.day} {time:%B %Y, %H:%M}"
+    time = time.astimezone(timezone.utc)
+    return f"{time.day} {time:%B %Y, %H:%M} UTC"
+
+
+def names(items: Iterable[str]) -> str:
+    """A list as a sentence has it: ``a, b and c``."""
+    *rest, last = [*items] or [NONE]
+    return f"{', '.join(rest)} and {last}" if rest else last
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How the deciding metric is written: a percentage, or a plain number with `decimals` decimals."""
+
+    name: str
+    share: bool
+    decimals: int
+
+    @classmethod
+    def of(cls, run: Run) -> Metric:
+        """The run's metric; a plain number shows two digits of the narrowest interval, so that no row rounds away."""
+        name = run.kpi.metric
+        if name.lower().endswith(("accuracy", "agreement")):
+            return cls(name, share=True, decimals=2)
+        scores = [score for trial in run.trials for score in (trial.score, trial.difference) if score]
+        widths = [score.high - score.low for score in scores if 0 < score.high - score.low < math.inf]
+        return cls(name, share=False, decimals=min(6, max(2, 1 - math.floor(math.log10(min(widths, default=0.01))))))
+
+    @property
+    def scale(self) -> float:
+        """What a recorded value is multiplied by before it is shown or drawn."""
+        return 100.0 if self.share else 1.0
+
+    @property
+    def unit(self) -> str:
+        """The unit after a value, with its space."""
+        return " %" if self.share else ""
+
+    @property
+    def title(self) -> str:
+        """The metric's name with its unit, for an axis or a column."""
+        return f"{self.name}, %" if self.share else self.name
+
+    def number(self, value: float) -> str:
+        """A value without its unit."""
+        text = f"{self.scale * value:,.{self.decimals}f}"
+        return _minus(text.removeprefix("-") if float(text.replace(",", "")) == 0 else text)
+
+    def value(self, value: float) -> str:
+        """A value with its unit: ``91.62 %``."""
+        return self.number(value) + self.unit
+
+    def interval(self, score: Score) -> str:
+        """The 95 % interval: ``91.08 to 92.15``."""
+        return f"{self.number(score.low)} to {self.number(score.high)}"
+
+    def change(self, value: float) -> str:
+        """A signed difference: ``−0.21 pp``, percentage points for a share."""
+        return self._signed(value) + (" pp" if self.share else "")
+
+    def change_interval(self, score: Score) -> str:
+        """The 95 % interval of a difference: ``−0.43 to +0.01``."""
+        return f"{self._signed(score.low)} to {self._signed(score.high)}"
+
+    def minimum(self, value: float) -> str:
+        """The asked minimum as it was asked: at least one decimal, and no digit rounded away."""
+        text = f"{round(self.scale * value, 10):,.10f}".rstrip("0")
+        return _minus(text + "0" if text.endswith(".") else text) + self.unit
+
+    def _signed(self, value: float) -> str:
+        text = self.number(value)
+        return text if text.startswith("−") or not any(digit in text for digit in "123456789") else f"+{text}"
+
+
+def _minus(text: str) -> str:
+    return text.replace("-", "−")

@@ -1,0 +1,158 @@
+"""Where a scale comes from: the largest magnitude, a percentile, or the least squared error.
+
+Weights are here as a whole, so their scales come from functions of the tensor. Activations stream by: a `Histogram`
+sees each batch once, in memory that does not grow, and the same functions are evaluated on it at the end.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lowbit.errors import CalibrationError
+from lowbit.formats import Block, Format, Int
+from lowbit.granularity import Granularity
+
+ScaleRule = Literal["absmax", "mse", "percentile"]
+PERCENTILE = 99.99
+_FRACTIONS = torch.linspace(0.05, 1.0, 96)
+
+
+def weight_scale(weight: Tensor, format: Format, granularity: Granularity, rule: ScaleRule = "mse") -> Tensor:
+    """Scales of a weight tensor, shape `granularity.scale_shape(weight.shape)`, float32.
+
+    ``mse`` tries 96 clipping points a block and refines the best by least squares (scale <- <x, q> / <q, q> with the
+    codes fixed, which never raises the error). Block formats define their own scales, so `rule` does not apply.
+    """
+    rows = granularity.rows(weight.detach().float())
+    amax = rows.abs().amax(1)
+    if rule == "percentile":
+        amax = torch.quantile(rows.abs(), PERCENTILE / 100, dim=1)
+    scale = format.scale(amax)
+    if rule == "mse" and not isinstance(format, Block):
+        scale = _least_error(rows, amax, format)
+    return scale.reshape(granularity.scale_shape(weight.shape))
+
+
+def _least_error(rows: Tensor, amax: Tensor, format: Format) -> Tensor:
+    def error(scale: Tensor) -> tuple[Tensor, Tensor]:
+        q = format.round(rows / scale[:, None])
+        return ((q * scale[:, None] - rows) ** 2).sum(1), q
+
+    best = format.scale(amax)
+    least, codes = error(best)
+    for fraction in _FRACTIONS[:-1]:
+        scale = format.scale(amax * fraction)
+        now, q = error(scale)
+        better = now < least
+        best, least = torch.where(better, scale, best), torch.where(better, now, least)
+        codes = torch.where(better[:, None], q, codes)
+    for _ in range(4):
+        refit = (rows * codes).sum(1) / (codes * codes).sum(1).clamp(min=1e-30)
+        refit = torch.where(refit > 0, refit, best)
+        now, q = error(refit)
+        better = now < least
+        best, least = torch.where(better, refit, best), torch.where(better, now, least)
+        codes = torch.where(better[:, None], q, codes)
+    return best
+
+
+_BINS = 8192  # over [-limit, limit]: an 8-bit step of the used half holds at least 8 bins
+
+
+@dataclass
+class Histogram:
+    """Streaming statistics of a tensor: extremes and counts over `[-limit, limit]`, in constant memory.
+
+    `limit` is a power of two and doubles by adding neighboring bins, which is exact: the result does not depend on the
+    order or size of the batches, and histograms of several processes add up.
+    """
+
+    limit: float = 0.0
+    low: float = 0.0
+    high: float = 0.0
+    seen: int = 0
+    counts: Tensor = field(default_factory=lambda: torch.zeros(_BINS, dtype=torch.float64))
+
+    def update(self, x: Tensor) -> None:
+        """Add all elements of `x`.
+
+        Raises:
+            CalibrationError: `x` holds NaN or infinity.
+        """
+        x = x.detach().float().reshape(-1)
+        if not x.numel():
+            return
+        low, high = (float(v) for v in torch.aminmax(x))
+        if not (abs(low) < float("inf") and abs(high) < float("inf")):
+            raise CalibrationError("saw NaN or infinite values; check the calibration data and the float model")
+        self.low, self.high = (min(low, self.low), max(high, self.high)) if self.seen else (low, high)
+        amax = max(-low, high)
+        if amax > 0:
+            self._grow(float(2.0 ** int(torch.frexp(torch.tensor(amax)).exponent)))
+        for chunk in torch.split(x, 1 << 24):  # histc counts in float32, exact to 2^24
+            self.counts += torch.histc(chunk, _BINS, -self.limit or -1.0, self.limit or 1.0).double().cpu()
+        self.seen += x.numel()
+
+    def _grow(self, limit: float) -> None:
+        if self.limit == 0:
+            self.limit = limit  # until now only zeros: they stay in the middle bin
+        while self.limit < limit:
+            inner = self.counts.reshape(-1, 2).sum(1)
+            self.counts = torch.nn.functional.pad(inner, (_BINS // 4, _BINS // 4))
+            self.limit *= 2
+
+    def bounds(self, rule: ScaleRule, format: Format, symmetric: bool) -> tuple[float, float]:
+        """The range (low, high), 0 inside, that `rule` gives a tensor in `format`."""
+        low, high = min(self.low, 0.0), max(self.high, 0.0)
+        if low == high:
+            return low, high
+        if rule == "absmax":
+            return low, high
+        if rule == "percentile":
+            tail = self.counts.sum() * (1 - PERCENTILE / 100)
+            kept = ((self.counts.cumsum(0) > tail) & (self.counts.flip(0).cumsum(0).flip(0) > tail)).nonzero()
+            edge = 2 * self.limit / _BINS
+            bounds = float(kept[0]) * edge - self.limit, (float(kept[-1]) + 1) * edge - self.limit
+            return max(low, min(bounds[0], 0.0)), min(high, max(bounds[1], 0.0))
+        if symmetric:
+            amax = max(-low, high)
+            clips = amax * _FRACTIONS.double()
+            best = float(clips[self._errors(-clips, clips, format, True).argmin()])
+            return -best, best
+        for _ in range(2):  # coordinate descent from the full range: one side, then the other
+            highs = max(self.high, 0.0) * _FRACTIONS.double()
+            high = float(highs[self._errors(torch.full_like(highs, low), highs, format, False).argmin()])
+            lows = min(self.low, 0.0) * _FRACTIONS.double()
+            low = float(lows[self._errors(lows, torch.full_like(lows, high), format, False).argmin()])
+        return low, high
+
+    def _errors(self, lows: Tensor, highs: Tensor, format: Format, symmetric: bool) -> Tensor:
+        """Summed squared rounding error of the histogram for each candidate range."""
+        used = self.counts.nonzero()[:, 0]
+        centers = ((used + 0.5) * (2 * self.limit / _BINS) - self.limit).float()
+        scale, zero_point = affine(lows, highs, format, symmetric)
+        z = centers / scale[:, None]
+        if zero_point is None:
+            q = format.round(z)
+        else:
+            q = (z.round() + zero_point[:, None]).clamp(format.min, format.max) - zero_point[:, None]
+        return ((q * scale[:, None] - centers).double() ** 2 * self.counts[used]).sum(1)
+
+
+def affine(low: Tensor, high: Tensor, format: Format, symmetric: bool) -> tuple[Tensor, Tensor | None]:
+    """Scale and zero point (None when symmetric, or no integer format) of ranges that contain 0; float32.
+
+    An empty range (constant 0) gets scale 1. The zero point is an integer inside the grid, so 0 is exact.
+    """
+    if symmetric or not isinstance(format, Int):
+        return format.scale(torch.maximum(-low, high).float()), None
+    span = (high - low).float()
+    scale = torch.where(span > 0, span / (format.max - format.min), 1.0)
+    # a denormal range would give a scale of 0
+    scale = scale.clamp(min=torch.finfo(torch.float32).tiny)
+    zero_point = (format.min - low.float() / scale).round().clamp(format.min, format.max)
+    return scale, zero_point
