@@ -13,6 +13,8 @@ gets the widest, and the others quantize its numbers again: an integer kernel ca
 
 from __future__ import annotations
 
+import builtins
+import inspect
 import operator
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -23,7 +25,7 @@ from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from lowbit.formats import Format, Int
-from lowbit.layers import CONVOLUTIONS, TRANSPOSED, Quantized, input_quantizer_for
+from lowbit.layers import CONVOLUTIONS, TRANSPOSED, Quantized, input_quantizer_for, why_not
 from lowbit.quantizer import Quantizer
 from lowbit.recipe import Rule
 
@@ -66,8 +68,14 @@ class _Tracer(fx.Tracer):
 
 def trace(model: nn.Module) -> fx.GraphModule | str:
     """The model's graph with its layers as nodes, or the reason why it has none (control flow on data, mostly)."""
+    tracer = _Tracer()
+    if tracer.is_leaf_module(model, ""):
+        return f"{type(model).__name__} is itself a layer"
+    for name, parameter in inspect.signature(model.forward).parameters.items():
+        if parameter.default is None:  # fx would follow the branch for a tensor, whatever comes later
+            return f"argument {name!r} of its forward is None or a tensor, which a graph cannot leave open"
     try:
-        return fx.GraphModule(model, _Tracer().trace(model), type(model).__name__)
+        return fx.GraphModule(model, tracer.trace(model), type(model).__name__)
     except Exception as error:  # tracing runs the user's own forward, which may raise anything
         return (str(error).strip() or type(error).__name__).splitlines()[0]
 
@@ -88,6 +96,10 @@ def fold_batchnorm(traced: fx.GraphModule) -> list[str]:
         layer = modules.get(str(before.target)) if before.op == "call_module" else None
         if len(before.users) > 1 or calls.count(before.target) > 1 or calls.count(node.target) > 1:
             continue
+        if layer is None or why_not(layer) or why_not(bn):
+            continue
+        if isinstance(layer, TRANSPOSED) and layer.groups > 1:  # weight [in, out / groups, ...]: torch cannot fuse it
+            continue
         if isinstance(layer, (*CONVOLUTIONS, *TRANSPOSED)):
             fused: nn.Module = fuse_conv_bn_eval(layer, bn, transpose=isinstance(layer, TRANSPOSED))
         elif isinstance(layer, nn.Linear) and layer.out_features == bn.num_features:
@@ -95,6 +107,7 @@ def fold_batchnorm(traced: fx.GraphModule) -> list[str]:
         else:
             continue
         traced.set_submodule(str(before.target), fused)
+        modules[str(before.target)] = fused
         node.replace_all_uses_with(before)
         traced.graph.erase_node(node)
         folded.append(str(node.target))
@@ -160,9 +173,18 @@ class _Wiring:
             axes = _argument(node, 1, "dim", ())
             spatial = isinstance(axes, (tuple, list)) and tuple(axes) in ((2, 3), (-2, -1), (-1, -2), (3, 2))
             tensors = node.args[:1] if spatial else ()
-        if isinstance(tensors, (tuple, list)) and all(isinstance(t, fx.Node) for t in tensors):
+        if isinstance(tensors, (tuple, list)) and all(isinstance(t, fx.Node) and not self.is_size(t) for t in tensors):
             return list(tensors)
         return []
+
+    def is_size(self, node: fx.Node) -> bool:
+        """Whether a node is a Python number: the size of a tensor, or computed from sizes."""
+        if node.op == "call_method":
+            return node.target in ("size", "dim", "numel")
+        if node.target is builtins.getattr:
+            return node.args[1] in ("shape", "ndim")
+        arithmetic = getattr(node.target, "__module__", "") in ("_operator", "builtins", "math")
+        return node.op == "call_function" and arithmetic and all(self.is_size(n) for n in node.all_input_nodes)
 
     def end(self, node: fx.Node) -> fx.Node:
         """The node itself, or the ReLU that alone reads it."""
@@ -177,6 +199,11 @@ class _Wiring:
 
 def _argument(node: fx.Node, position: int, name: str, default: object) -> object:
     return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
+
+
+def _input(node: fx.Node) -> fx.Node:
+    """The tensor that a layer reads."""
+    return node.args[0] if node.args else node.kwargs["input"]  # type: ignore[return-value]
 
 
 def place(traced: fx.GraphModule, rules: dict[str, Rule], glue: Format | None) -> None:
@@ -205,7 +232,7 @@ def place(traced: fx.GraphModule, rules: dict[str, Rule], glue: Format | None) -
         if isinstance(layer, Quantized) and (rule := rules.get(str(node.target))):
             if rule.activations is None or isinstance(layer.layer, nn.Embedding):
                 continue
-            demand(node, node.args[0], rule)
+            demand(node, _input(node), rule)
             if isinstance(rule.activations, Int) and rule.activations.bits <= 8:
                 made_by_integers.add(node)
                 if isinstance(layer.layer, (*CONVOLUTIONS, *TRANSPOSED)):
@@ -230,8 +257,9 @@ def place(traced: fx.GraphModule, rules: dict[str, Rule], glue: Format | None) -
 def _insert(traced: fx.GraphModule, demands: dict[fx.Node, list[_Demand]]) -> None:
     def add(after: fx.Node, rule: Rule, suffix: str) -> fx.Node:
         quantizer = input_quantizer_for(f"output of {after.name}", rule)
+        assert quantizer is not None  # a demand has a format
         path = f"activations.{after.name}{suffix}"
-        traced.add_submodule(path, quantizer)  # type: ignore[arg-type]
+        traced.add_submodule(path, quantizer.to(next(traced.parameters()).device))
         with traced.graph.inserting_after(after):
             return traced.graph.call_module(path, (after,))
 
@@ -243,28 +271,34 @@ def _insert(traced: fx.GraphModule, demands: dict[fx.Node, list[_Demand]]) -> No
             if user is not quantized:
                 user.replace_input_with(tensor, quantized)
         for one in narrower:
-            direct = {reader: quantized if read is tensor else read for reader, read in one.readers}
-            for read in dict.fromkeys(direct.values()):
+            direct = [(reader, quantized if read is tensor else read) for reader, read in one.readers]
+            for read in dict.fromkeys(read for _, read in direct):
                 again = add(read, one.rule, f"_{one.rule.activations}".replace("-", "_"))
-                for reader in (r for r, its_read in direct.items() if its_read is read):
+                for reader in (r for r, its_read in direct if its_read is read):
                     reader.replace_input_with(read, again)
     traced.graph.lint()
     traced.recompile()
 
 
 def input_quantizers(model: nn.Module) -> dict[str, Quantizer]:
-    """The quantizer behind the input of each `Quantized` layer, where it has one and always the same one."""
-    found = {n: m.input_quantizer for n, m in model.named_modules() if isinstance(m, Quantized) and m.input_quantizer}
-    if not isinstance(model, fx.GraphModule):
-        return found
-    wiring = _Wiring(model)
-    for node in model.graph.nodes:
-        if not isinstance(wiring.module(node), Quantized):
-            continue
-        source = wiring.module(wiring.source(node.args[0]))
-        name = str(node.target)
-        if isinstance(source, Quantizer) and found.get(name, source) is source:
-            found[name] = source
-        else:
-            found.pop(name, None)
-    return found
+    """The quantizer behind the input of each `Quantized` layer that has one, at its first call; all share a format."""
+    return {name: read[0] for name, read in _quantizers_read(model).items()}
+
+
+def sole_input_quantizers(model: nn.Module) -> dict[str, Quantizer]:
+    """The quantizer behind the input of each `Quantized` layer, where all its calls read the same one."""
+    return {n: read[0] for n, read in _quantizers_read(model).items() if all(q is read[0] for q in read)}
+
+
+def _quantizers_read(model: nn.Module) -> dict[str, list[Quantizer]]:
+    """What each `Quantized` layer reads, call by call; not those with a call that reads floats."""
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, Quantized)}
+    found = {n: [m.input_quantizer] for n, m in layers.items()}
+    if isinstance(model, fx.GraphModule):
+        wiring = _Wiring(model)
+        calls = [n for n in model.graph.nodes if isinstance(wiring.module(n), Quantized)]
+        found |= {str(node.target): [] for node in calls}
+        for node in calls:
+            source = wiring.module(wiring.source(_input(node)))
+            found[str(node.target)].append(source if isinstance(source, Quantizer) else None)
+    return {n: [q for q in read if q is not None] for n, read in found.items() if None not in read}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -51,15 +53,15 @@ class Quantized(nn.Module):
         """The layer's bias, None without one."""
         return getattr(self.layer, "bias", None)
 
-    def forward(self, x: Tensor, *args: object) -> Tensor:
-        """The layer applied to `x`, both quantized."""
+    def forward(self, input: Tensor, *args: object, **kwargs: Any) -> Tensor:
+        """The layer applied to `input`, both quantized."""
         if self.input_quantizer is not None:
-            x = self.input_quantizer(x)
+            input = self.input_quantizer(input)
         if self.input_scale is not None:
-            return self._on_integers(x, *args)
-        return torch.func.functional_call(self.layer, {"weight": self.weight}, (x, *args))  # type: ignore[no-any-return]
+            return self._on_integers(input, *args, **kwargs)
+        return torch.func.functional_call(self.layer, {"weight": self.weight}, (input, *args), kwargs)  # type: ignore[no-any-return]
 
-    def _on_integers(self, x: Tensor, *args: object) -> Tensor:
+    def _on_integers(self, x: Tensor, *args: object, **kwargs: Any) -> Tensor:
         """The layer as an integer kernel computes it: exact while accumulators stay below 2^24."""
         codes = self.weight_quantizer
         assert isinstance(codes, Codes)
@@ -68,7 +70,7 @@ class Quantized(nn.Module):
         tensors = {"weight": integers}
         if self.bias is not None:
             tensors["bias"] = torch.round(self.bias / scale)
-        sums = torch.func.functional_call(self.layer, tensors, (torch.round(x / self.input_scale), *args))
+        sums = torch.func.functional_call(self.layer, tensors, (torch.round(x / self.input_scale), *args), kwargs)
         return sums * (scale.reshape(-1, *[1] * (integers.dim() - 2)) if scale.dim() else scale)  # type: ignore[no-any-return]
 
     def freeze(self, input_quantizer: Quantizer | None) -> None:
@@ -81,7 +83,7 @@ class Quantized(nn.Module):
         codes = Codes(self.layer.weight, self.weight_quantizer)  # type: ignore[arg-type]
         self.weight_quantizer = codes
         self.layer.register_parameter("weight", None)
-        if input_quantizer is None or isinstance(self.layer, nn.Embedding) or codes.scale.dim() > 1:
+        if input_quantizer is None or isinstance(self.layer, nn.Embedding) or not _scales_outputs(self.layer, codes):
             return
         if codes.format.unit is None or input_quantizer.format.unit != 1.0:
             return
@@ -92,13 +94,22 @@ class Quantized(nn.Module):
             self.bias.data = (rounded * scale).float()
 
 
+def _scales_outputs(layer: nn.Module, codes: Codes) -> bool:
+    """Whether the weight's scales can multiply the output channels instead: one in all, or one for each."""
+    if not codes.scale.dim():
+        return True
+    grouped = isinstance(layer, TRANSPOSED) and layer.groups > 1  # weight [in, out / groups, ...]
+    return codes.granularity == output_granularity(layer, PerChannel()) and not grouped
+
+
 def weighted_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Every layer of a kind that has a weight to quantize, by name; `Quantized` counts as its layer."""
+    """Every layer of a kind that has a weight to quantize, by its first name; `Quantized` counts as its layer."""
     found: dict[str, nn.Module] = {}
 
     def walk(prefix: str, module: nn.Module) -> None:
         if isinstance(module, (*WEIGHTED, Quantized)):
-            found[prefix] = module
+            if not any(module is other for other in found.values()):
+                found[prefix] = module
         elif not isinstance(module, _OPAQUE):
             for name, child in module.named_children():
                 walk(f"{prefix}.{name}" if prefix else name, child)
@@ -113,7 +124,9 @@ def unsupported_layers(model: nn.Module) -> dict[str, str]:
     covered = tuple(weighted_layers(model))
     opaque: list[str] = []
     for name, module in model.named_modules():
-        if any(name == c or name.startswith(c + ".") for c in (*covered, *opaque)) or isinstance(module, Quantizer):
+        if any(f"{name}.".startswith(f"{c}." if c else "") for c in (*covered, *opaque)) or isinstance(
+            module, Quantizer
+        ):
             continue
         if isinstance(module, _OPAQUE):
             opaque.append(name)
@@ -139,13 +152,34 @@ def why_not(layer: nn.Module) -> str:
     return ""
 
 
-def quantized_layer(name: str, layer: nn.Module, rule: Rule, *, own_input: bool) -> Quantized:
-    """`layer` with the quantizers that `rule` asks for; `own_input` puts the input quantizer inside.
+def replace(model: nn.Module, old: nn.Module, new: nn.Module) -> nn.Module:
+    """`model`, changed in place, with `new` under each of the names of `old`; `new` if `old` is the model itself."""
+    for name in [n for n, m in model.named_modules(remove_duplicate=False) if m is old and n]:
+        model.set_submodule(name, new)
+    return new if model is old else model
+
+
+def turn_off_fused_paths(model: nn.Module) -> None:
+    """Make Transformer encoders call their layers: their fused path in eval mode would bypass the quantizers."""
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoderLayer):
+            module.activation_relu_or_gelu = 0
+        elif isinstance(module, nn.TransformerEncoder):
+            module.use_nested_tensor = False  # nested tensors are for the fused path only
+
+
+def quantized_layer(name: str, layer: nn.Module, rule: Rule, *, own_input: bool) -> Quantized | None:
+    """`layer` with the quantizers that `rule` asks for, None if for none; `own_input` puts the input quantizer inside.
 
     Raises:
         LayerError: the formats do not fit this layer, or its weight holds NaN or infinity.
     """
+    if rule.weights is None and (rule.activations is None or isinstance(layer, nn.Embedding)):
+        return None
     weight: Tensor = layer.weight  # type: ignore[assignment]
+    if weight.dtype != torch.float32:
+        got = str(weight.dtype).removeprefix("torch.")
+        raise LayerError(f"layer {name!r}: its weight is {got}, expected float32; call model.float() first")
     if not bool(torch.isfinite(weight).all()):
         raise LayerError(f"layer {name!r}: its weight holds NaN or infinite values; load intact weights")
     weight_quantizer = None
@@ -171,7 +205,7 @@ def quantized_layer(name: str, layer: nn.Module, rule: Rule, *, own_input: bool)
             raise LayerError(f"layer {name!r} weight {error}") from None
         weight_quantizer.fit_weight(weight)
     input_quantizer = input_quantizer_for(name, rule) if own_input and not isinstance(layer, nn.Embedding) else None
-    return Quantized(layer, weight_quantizer, input_quantizer)
+    return Quantized(layer, weight_quantizer, input_quantizer).to(weight.device)
 
 
 def input_quantizer_for(name: str, rule: Rule) -> Quantizer | None:

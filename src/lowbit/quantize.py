@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from dataclasses import dataclass
 
 import torch
 from torch import fx, nn
 
 from lowbit import graph
-from lowbit.batches import Batches, call
+from lowbit.batches import Batches, call, inputs_of, size_of
 from lowbit.errors import CalibrationError, LayerError
-from lowbit.layers import Quantized, quantized_layer, unsupported_layers, weighted_layers, why_not
+from lowbit.layers import (
+    Quantized,
+    quantized_layer,
+    replace,
+    turn_off_fused_paths,
+    unsupported_layers,
+    weighted_layers,
+    why_not,
+)
 from lowbit.progress import track
 from lowbit.quantizer import Codes, Quantizer
 from lowbit.recipe import Recipe
@@ -21,6 +30,21 @@ UNTRACED = (
     "the model cannot be traced ({reason}), so layers were swapped one by one: BatchNorms are not folded, and adds, "
     "poolings and the outputs of convolutions stay float, which keeps those convolutions off integer kernels"
 )
+
+
+@dataclass
+class Origin:
+    """Where a student came from: its recipe, why it could not be traced (empty if it was), and what calibrated it."""
+
+    recipe: Recipe
+    untraced: str = ""
+    calibration_samples: int = 0
+    calibration_hash: str = ""
+
+
+def origin(student: nn.Module) -> Origin | None:
+    """The origin that `quantize` noted on a student, None for any other model."""
+    return getattr(student, "meta", {}).get("lowbit")
 
 
 def quantize(model: nn.Module, recipe: Recipe, *, fold: bool = True) -> nn.Module:
@@ -52,13 +76,12 @@ def quantize(model: nn.Module, recipe: Recipe, *, fold: bool = True) -> nn.Modul
     rules = {}
     for name, rule in recipe.resolve(weighted_layers(student)).items():
         layer = student.get_submodule(name)
-        if rule is None or (rule.weights is None and rule.activations is None) or why_not(layer):
+        if rule is None or why_not(layer):
             continue
         quantized = quantized_layer(name, layer, rule, own_input=name not in in_graph)
-        if name == "":
-            student = quantized
-        else:
-            student.set_submodule(name, quantized)
+        if quantized is None:
+            continue
+        student = replace(student, layer, quantized)
         rules[name] = rule
     if not rules:
         reasons = {why_not(m) for m in weighted_layers(student).values()} | set(unsupported_layers(student).values())
@@ -66,13 +89,11 @@ def quantize(model: nn.Module, recipe: Recipe, *, fold: bool = True) -> nn.Modul
             f"no layer of {type(model).__name__} was quantized: "
             + ("; ".join(sorted(reasons - {""})) or "the recipe leaves every layer float; give weights or activations")
         )
-    for module in student.modules():
-        if isinstance(module, nn.TransformerEncoderLayer):
-            module.activation_relu_or_gelu = 0  # turns off the fused path, which would bypass the quantizers
+    turn_off_fused_paths(student)
     if isinstance(traced, fx.GraphModule) and student is traced:
         graph.place(traced, rules, recipe.glue)
-    elif isinstance(traced, str):
-        student.untraced = traced  # type: ignore[assignment]
+    # fx copies `meta` along with a graph; a plain module copies all its attributes
+    student.meta = {"lowbit": Origin(recipe, traced if isinstance(traced, str) else "")}  # type: ignore[assignment]
     return student
 
 
@@ -93,7 +114,7 @@ def calibrate(student: nn.Module, batches: Batches, *, progress: bool = True) ->
     if not quantizers:
         return
     training = student.training
-    count = 0
+    samples, digest = 0, hashlib.sha256()
     try:
         student.eval()
         for quantizer in quantizers.values():
@@ -101,14 +122,19 @@ def calibrate(student: nn.Module, batches: Batches, *, progress: bool = True) ->
         with torch.no_grad():
             for batch in track(batches, "calibrate", show=progress):
                 call(student, batch)
-                count += 1
-        if not count:
+                samples += size_of(batch)
+                args, kwargs = inputs_of(batch)
+                for tensor in (*args, *kwargs.values()):
+                    digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        if not samples:
             raise CalibrationError("calibration got no batches; give at least one")
         for quantizer in quantizers.values():
             if not quantizer.histogram or not quantizer.histogram.seen:
                 quantizer.fit_histogram()  # raises, before any scale has changed
         for quantizer in quantizers.values():
             quantizer.fit_histogram()
+        if noted := origin(student):
+            noted.calibration_samples, noted.calibration_hash = samples, digest.hexdigest()
     finally:
         for quantizer in quantizers.values():
             quantizer.histogram = None
@@ -128,7 +154,7 @@ def freeze(student: nn.Module) -> nn.Module:
         if not quantizer.ready:
             raise CalibrationError(f"{name!r} has no scale yet; call calibrate(student, batches) before freezing")
     frozen = copy.deepcopy(student).eval()
-    inputs = graph.input_quantizers(frozen)
+    inputs = graph.sole_input_quantizers(frozen)
     for name, layer in frozen.named_modules():
         if isinstance(layer, Quantized):
             layer.freeze(inputs.get(name))
@@ -194,5 +220,5 @@ def coverage(student: nn.Module) -> Coverage:
     for name, reason in unsupported_layers(student).items():
         kind = type(student.get_submodule(name)).__name__
         rows.append(LayerCoverage(name, kind, "float32", "float32", "", reason))
-    untraced = getattr(student, "untraced", None)
-    return Coverage(tuple(rows), UNTRACED.format(reason=untraced) if untraced else "")
+    noted = origin(student)
+    return Coverage(tuple(rows), UNTRACED.format(reason=noted.untraced) if noted and noted.untraced else "")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -57,6 +59,10 @@ class Quantizer(nn.Module):
         """Whether the scale is set."""
         self._ready = self._ready or not bool(torch.isnan(self.scale).any())
         return self._ready
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        self._ready = False  # look again: what is loaded may be calibrated or not
+        super()._load_from_state_dict(*args)
 
     def forward(self, x: Tensor) -> Tensor:
         """Nearest grid numbers to `x`; integer and boolean tensors pass unchanged."""

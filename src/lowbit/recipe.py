@@ -74,7 +74,7 @@ class Recipe:
         """
         names = list(names)
         for rule in self.rules:
-            if not fnmatch.filter(names, rule.match):
+            if not any(fnmatch.fnmatchcase(name, rule.match) for name in names):
                 near = difflib.get_close_matches(rule.match, names, n=3, cutoff=0.3) or names[:3]
                 raise RecipeError(
                     f"recipe rule match={rule.match!r} matches none of the model's {len(names)} layers; "
@@ -110,26 +110,23 @@ class Recipe:
         parsed = validated(_RecipeData, data, where)
         rules = []
         for i, r in enumerate(parsed.rules):
+            at = f"{where}: rules[{i}]"
             try:
-                weights, activations = r.weights and parse(r.weights), r.activations and parse(r.activations)
                 granularity = parse_granularity(r.granularity)
             except FormatError as error:
-                raise RecipeError(f"{where}: rules[{i}]: {error}") from None
+                raise RecipeError(f"{at}.granularity: {error}") from None
             rules.append(
                 Rule(
                     r.match,
-                    weights or None,
-                    activations or None,
+                    _format(r.weights, f"{at}.weights"),
+                    _format(r.activations, f"{at}.activations"),
                     granularity,
                     r.symmetric,
                     r.weight_scale,
                     r.activation_scale,
                 )
             )
-        try:
-            return Recipe(tuple(rules), parse(parsed.glue) if parsed.glue else None)
-        except FormatError as error:
-            raise RecipeError(f"{where}: glue: {error}") from None
+        return Recipe(tuple(rules), _format(parsed.glue, f"{where}: glue"))
 
     @staticmethod
     def load(path: str | Path) -> Recipe:
@@ -144,6 +141,13 @@ class Recipe:
     def fingerprint(self) -> str:
         """A short hash of the content: equal recipes, equal fingerprint."""
         return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _format(name: str | None, where: str) -> Format | None:
+    try:
+        return None if name is None else parse(name)
+    except FormatError as error:
+        raise RecipeError(f"{where}: {error}") from None
 
 
 class _RuleData(BaseModel):

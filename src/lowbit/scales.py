@@ -6,6 +6,7 @@ sees each batch once, in memory that does not grow, and the same functions are e
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -29,17 +30,19 @@ def weight_scale(weight: Tensor, format: Format, granularity: Granularity, rule:
     """
     rows = granularity.rows(weight.detach().float())
     amax = rows.abs().amax(1)
-    if rule == "percentile":
-        amax = torch.quantile(rows.abs(), PERCENTILE / 100, dim=1)
+    if rule == "percentile" and not isinstance(format, Block):
+        kept = rows.abs().kthvalue(math.ceil(rows.shape[1] * PERCENTILE / 100), dim=1).values
+        amax = torch.where(kept > 0, kept, amax)
     scale = format.scale(amax)
     if rule == "mse" and not isinstance(format, Block):
-        scale = _least_error(rows, amax, format)
+        filled = granularity.rows(torch.ones_like(weight, dtype=torch.float32))  # 0 behind the end of a ragged row
+        scale = _least_error(rows, amax, format, filled)
     return scale.reshape(granularity.scale_shape(weight.shape))
 
 
-def _least_error(rows: Tensor, amax: Tensor, format: Format) -> Tensor:
+def _least_error(rows: Tensor, amax: Tensor, format: Format, filled: Tensor) -> Tensor:
     def error(scale: Tensor) -> tuple[Tensor, Tensor]:
-        q = format.round(rows / scale[:, None])
+        q = format.round(rows / scale[:, None]) * filled
         return ((q * scale[:, None] - rows) ** 2).sum(1), q
 
     best = format.scale(amax)
@@ -92,9 +95,11 @@ class Histogram:
         self.low, self.high = (min(low, self.low), max(high, self.high)) if self.seen else (low, high)
         amax = max(-low, high)
         if amax > 0:
-            self._grow(float(2.0 ** int(torch.frexp(torch.tensor(amax)).exponent)))
-        for chunk in torch.split(x, 1 << 24):  # histc counts in float32, exact to 2^24
-            self.counts += torch.histc(chunk, _BINS, -self.limit or -1.0, self.limit or 1.0).double().cpu()
+            self._grow(2.0 ** max(math.frexp(amax)[1], -100))  # so that bins have a width in float32
+        bins_per_unit = _BINS / (2 * (self.limit or 1.0))
+        for chunk in torch.split(x, 1 << 22):  # a power of two and floor are exact; torch.histc rounds
+            bins = (chunk * bins_per_unit).floor_().int().add_(_BINS // 2)
+            self.counts += torch.bincount(bins, minlength=_BINS).cpu()
         self.seen += x.numel()
 
     def _grow(self, limit: float) -> None:
@@ -133,7 +138,7 @@ class Histogram:
     def _errors(self, lows: Tensor, highs: Tensor, format: Format, symmetric: bool) -> Tensor:
         """Summed squared rounding error of the histogram for each candidate range."""
         used = self.counts.nonzero()[:, 0]
-        centers = ((used + 0.5) * (2 * self.limit / _BINS) - self.limit).float()
+        centers = ((used.double() + 0.5) * (2 * self.limit / _BINS) - self.limit).float()
         scale, zero_point = affine(lows, highs, format, symmetric)
         z = centers / scale[:, None]
         if zero_point is None:
@@ -150,8 +155,8 @@ def affine(low: Tensor, high: Tensor, format: Format, symmetric: bool) -> tuple[
     """
     if symmetric or not isinstance(format, Int):
         return format.scale(torch.maximum(-low, high).float()), None
-    span = (high - low).float()
-    scale = torch.where(span > 0, span / (format.max - format.min), 1.0)
+    span = high.double() - low.double()  # may leave float32
+    scale = torch.where(span > 0, span / (format.max - format.min), 1.0).float()
     # a denormal range would give a scale of 0
     scale = scale.clamp(min=torch.finfo(torch.float32).tiny)
     zero_point = (format.min - low.float() / scale).round().clamp(format.min, format.max)

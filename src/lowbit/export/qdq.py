@@ -62,6 +62,7 @@ class _Rewrite:
     pairs: dict[str, str] = field(default_factory=dict)  # dequantized tensor -> its quantizer
     weights: dict[str, str] = field(default_factory=dict)  # dequantized weight tensor -> its layer
     made: dict[str, str] = field(default_factory=dict)  # layer -> its dequantized weight tensor
+    uses: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         graph = self.model.graph
@@ -82,6 +83,11 @@ class _Rewrite:
         self.names.add(candidate)
         return candidate
 
+    def numbered(self, module: str) -> str:
+        """The name of a layer or quantizer, numbered from its second use on."""
+        self.uses[module] = self.uses.get(module, 0) + 1
+        return module if self.uses[module] == 1 else f"{module}#{self.uses[module]}"
+
     def constant(self, name: str, array: object) -> str:
         """Add an initializer; sub-byte ml_dtypes arrays are stored packed."""
         tensor = numpy_helper.from_array(np.array(array, order="C"), self.unique(name))
@@ -100,7 +106,7 @@ class _Rewrite:
         quantizer = self.frozen.get_submodule(quantizer_name)
         assert isinstance(quantizer, Quantizer)  # marks carry names of quantizers only
         fmt, scale = quantizer.format, quantizer.scale.detach().cpu().numpy().astype(np.float32)
-        name = self.unique(quantizer_name)
+        name = self.numbered(quantizer_name)
         if isinstance(fmt, Float) and fmt in _CASTABLE:
             limit = [self.constant(f"{name}.{end}", np.float32(v)) for end, v in (("min", fmt.min), ("max", fmt.max))]
             step = self.constant(f"{name}.scale", scale)
@@ -277,13 +283,15 @@ class _Rewrite:
             return
         for i, tensor in enumerate(node.input):
             if layer := self.weights.get(tensor):
-                node.name = self.unique(layer)
+                node.name = self.numbered(layer)
                 if i == 1 and len(node.input) > 2:
                     node.input[2] = self.bias(layer, node.input[2])
-                if i == 1 and node.input[0] in self.pairs and not self.integer_weight(layer):
+                if i == 1 and not self.integer_weight(layer):
                     node.input[0] = self.guarded(node.input[0])
             elif tensor.endswith(".weight") and tensor in self.initializers:
-                node.name = self.unique(tensor.removesuffix(".weight"))
+                node.name = self.numbered(tensor.removesuffix(".weight").removesuffix(".layer"))
+                if i == 1:
+                    node.input[0] = self.guarded(node.input[0])
 
     def integer_weight(self, layer: str) -> bool:
         codes = self.frozen.get_submodule(layer).weight_quantizer
@@ -291,11 +299,13 @@ class _Rewrite:
         return codes.format.unit is not None and not isinstance(codes.granularity, PerGroup)
 
     def guarded(self, x: str) -> str:
-        """`x` behind a Clip that changes nothing.
+        """`x`, if it comes out of a Q/DQ pair behind a Clip that changes nothing.
 
         ONNX Runtime rounds a float weight to int8 by itself where the layer's input comes straight from a
         DequantizeLinear; a weight whose numbers are no plain int8 grid would change.
         """
+        if x not in self.pairs:
+            return x
         limits = [self.constant(f"{x}.{e}", np.float32(v)) for e, v in (("lowest", -3.4e38), ("highest", 3.4e38))]
         return self.emit("Clip", [x, *limits], f"{x}.guard")
 

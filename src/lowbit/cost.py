@@ -1,0 +1,163 @@
+"""What a model costs: parameters, MACs, BOPs, bytes, activation memory, and measured latency.
+
+MACs are counted for one sample, in every layer with weights, by running the model once: for each output element the
+number of weights that were multiplied into it. BOPs = MACs x weight bits x activation bits, first and last layers
+included; float32 counts 32 bits. Biases are not counted as MACs. An Embedding looks up, it multiplies nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lowbit import graph
+from lowbit.batches import Batch, call, size_of
+from lowbit.formats import Block, Format
+from lowbit.layers import TRANSPOSED, Quantized, weighted_layers
+from lowbit.quantizer import Codes, Quantizer
+
+_FLOAT_BITS = 32
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """One layer, for one sample. Bytes are of packed codes and float32 scales, or of float32 weights; without bias."""
+
+    name: str
+    kind: str
+    parameters: int
+    macs: int
+    weight_bits: float
+    activation_bits: int
+    weight_bytes: int
+    activation_bytes: int
+
+    @property
+    def bops(self) -> int:
+        """MACs x weight bits x activation bits."""
+        return round(self.macs * self.weight_bits * self.activation_bits)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """A whole model, for one sample; `parameters` are all of the model's, norms and biases included.
+
+    `activation_bytes` is the largest input plus output that one layer holds, at their bit widths: what a device that
+    runs layer by layer needs beside the weights.
+    """
+
+    layers: tuple[LayerCost, ...]
+    parameters: int
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates."""
+        return sum(layer.macs for layer in self.layers)
+
+    @property
+    def bops(self) -> int:
+        """Bit operations."""
+        return sum(layer.bops for layer in self.layers)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Weights of all layers as stored, with their scales; without biases and norms."""
+        return sum(layer.weight_bytes for layer in self.layers)
+
+    @property
+    def activation_bytes(self) -> int:
+        """Largest input plus output of one layer."""
+        return max((layer.activation_bytes for layer in self.layers), default=0)
+
+
+def cost(model: nn.Module, example: Batch) -> Cost:
+    """Count what `model`, float or quantized, costs for one sample of `example`.
+
+    Raises:
+        DataError: `example` is no batch.
+    """
+    layers = weighted_layers(model)
+    inputs = graph.input_quantizers(model)
+    calls: dict[str, list[tuple[int, int]]] = {name: [] for name in layers}  # (input, output elements) of each call
+    samples = size_of(example)
+
+    def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        def hook(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            calls[name].append((args[0].numel() // samples, output.numel() // samples))
+
+        return hook
+
+    hooks = [layer.register_forward_hook(watch(name)) for name, layer in layers.items()]
+    training = model.training
+    try:
+        with torch.no_grad():
+            call(model.eval(), example)
+    finally:
+        model.train(training)
+        for hook in hooks:
+            hook.remove()
+    rows = tuple(_layer_cost(name, layer, inputs.get(name), calls[name]) for name, layer in layers.items())
+    codes = sum(m.shape.numel() for m in model.modules() if isinstance(m, Codes))
+    scales = {id(m.scale) for m in model.modules() if isinstance(m, Quantizer)}
+    return Cost(rows, codes + sum(p.numel() for p in model.parameters() if id(p) not in scales))
+
+
+def _layer_cost(name: str, module: nn.Module, reads: Quantizer | None, calls: list[tuple[int, int]]) -> LayerCost:
+    layer, holds = module, None
+    if isinstance(module, Quantized):
+        layer, holds = module.layer, module.weight_quantizer
+    shape = holds.shape if isinstance(holds, Codes) else layer.get_parameter("weight").shape
+    bits = _bits(holds.format) if holds else _FLOAT_BITS
+    activation_bits = reads.format.bits if reads else _FLOAT_BITS
+    # a block format's scales are in its bits; all others are stored as float32
+    scale_bytes = 0 if holds is None or isinstance(holds.format, Block) else 4 * holds.scale.numel()
+    multiplied = 0 if isinstance(layer, nn.Embedding) else sum(_macs(layer, shape, i, o) for i, o in calls)
+    return LayerCost(
+        name,
+        type(layer).__name__,
+        parameters=shape.numel(),
+        macs=multiplied,
+        weight_bits=bits,
+        activation_bits=activation_bits,
+        weight_bytes=-(-round(shape.numel() * bits) // 8) + scale_bytes,
+        activation_bytes=max((-(-(i + o) * activation_bits // 8) for i, o in calls), default=0),
+    )
+
+
+def _macs(layer: nn.Module, shape: torch.Size, inputs: int, outputs: int) -> int:
+    """A (transposed) convolution or linear layer multiplies each output (input) element `weights / channels` times."""
+    if isinstance(layer, TRANSPOSED):
+        return inputs * shape[1:].numel()
+    return outputs * shape[1:].numel()
+
+
+def _bits(format: Format) -> float:
+    return format.bits_with_scale if isinstance(format, Block) else format.bits
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Wall time of one call in milliseconds: median, 10th and 90th percentile over `repeats` calls."""
+
+    median_ms: float
+    low_ms: float
+    high_ms: float
+    repeats: int
+
+
+def measure(run: Callable[[], object], *, repeats: int = 100, warmup: int = 10, seconds: float = 5.0) -> Latency:
+    """Time `run` after a warm-up: `repeats` calls, fewer (at least 5) if they would take longer than `seconds`."""
+    for _ in range(warmup):
+        run()
+    times: list[float] = []
+    began = time.perf_counter()
+    while len(times) < repeats and (len(times) < 5 or time.perf_counter() - began < seconds):
+        start = time.perf_counter()
+        run()
+        times.append(1000 * (time.perf_counter() - start))
+    low, median, high = torch.quantile(torch.tensor(times, dtype=torch.float64), torch.tensor([0.1, 0.5, 0.9]).double())
+    return Latency(float(median), float(low), float(high), len(times))

@@ -1,0 +1,126 @@
+"""One verb: write a model as an ONNX file, with a manifest beside it that says what it is and how it was made."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import onnx
+from torch import nn
+
+from lowbit import files
+from lowbit.batches import Batch
+from lowbit.cost import cost
+from lowbit.errors import DataError, ExportError
+from lowbit.export.capture import capture
+from lowbit.export.qdq import lower
+from lowbit.quantize import coverage, freeze, origin
+
+MANIFEST = "manifest.json"
+_PACKAGES = ("lowbit", "torch", "onnx", "onnxruntime", "onnxscript", "numpy")
+
+
+@dataclass(frozen=True)
+class Exported:
+    """An ONNX file and the frozen model it was made from."""
+
+    path: Path
+    model: nn.Module
+
+
+def export_onnx(
+    student: nn.Module,
+    path: str | Path,
+    example: Batch,
+    *,
+    opset: int = 21,
+    dynamic_batch: bool = True,
+    provenance: Mapping[str, object] | None = None,
+) -> Exported:
+    """Write `student`, frozen, as an ONNX file, and its entry in the ``manifest.json`` of the same folder.
+
+    Weights of at most 4 bits are stored packed, 2-bit ones from opset 25. A float model is written as it is.
+
+    Args:
+        student: a calibrated student, or a float model.
+        path: the file to write; a file that is there is replaced only when the new one is whole.
+        example: a batch to trace the model with; its values do not matter.
+        opset: 21 runs in ONNX Runtime 1.20 and OpenVINO 2024.5 and later; 25 stores 2-bit weights in 2 bits, and
+            needs ONNX Runtime 1.25 or later.
+        dynamic_batch: leave the first dimension of inputs open.
+        provenance: more to note in the manifest, such as seeds and the hash of the data.
+
+    Raises:
+        ExportError: torch cannot export the model, a format has no form that runtimes read, or the file is too large.
+        CalibrationError: an activation quantizer has no scale.
+        DataError: the file cannot be written.
+    """
+    if not 21 <= opset <= 25:
+        raise ExportError(f"opset {opset}: expected 21 (4-bit storage) to 25 (2-bit storage)")
+    path = Path(path)
+    frozen = freeze(student)
+    # torch writes up to opset 23 or so; nothing that lowbit adds changed its meaning between 21 and 25
+    model = lower(capture(frozen, example, 21, dynamic_batch), frozen, opset)
+    model.opset_import[0].version = opset
+    model.ir_version = 10 if opset < 23 else 13
+    model.producer_name, model.producer_version = "lowbit", version("lowbit")
+    if model.ByteSize() >= 2**31 - 1:
+        raise ExportError(f"{path.name} would hold {model.ByteSize() / 1e9:.1f} GB; one ONNX file holds at most 2 GB")
+    onnx.checker.check_model(model)
+    with files.replacing(path) as temporary:
+        temporary.write_bytes(model.SerializeToString())
+    noted = origin(student)
+    costs = cost(frozen, example)
+    entry: dict[str, object] = {
+        "sha256": files.sha256(path),
+        "bytes": path.stat().st_size,
+        "opset": opset,
+        "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "versions": {name: version(name) for name in _PACKAGES},
+        "recipe": noted.recipe.to_dict() if noted else None,
+        "calibration": {"samples": noted.calibration_samples, "sha256": noted.calibration_hash} if noted else None,
+        "coverage": asdict(coverage(student)),
+        "cost": {k: getattr(costs, k) for k in ("parameters", "macs", "bops", "weight_bytes", "activation_bytes")},
+        "provenance": dict(provenance or {}),
+        "verification": None,
+    }
+    note(path, entry)
+    return Exported(path, frozen)
+
+
+def note(path: Path, entry: Mapping[str, object]) -> None:
+    """Add to or change the manifest's entry for a file."""
+    beside = path.parent / MANIFEST
+    manifest = read_manifest(path.parent) if beside.exists() else {}
+    manifest[path.name] = {**manifest.get(path.name, {}), **entry}
+    files.write_json(beside, manifest)
+
+
+def read_manifest(folder: Path) -> dict[str, dict[str, object]]:
+    """The manifest of a folder: an entry a file name.
+
+    Raises:
+        DataError: there is none, or it is no manifest.
+    """
+    path = folder / MANIFEST
+    manifest = files.read_json(path)
+    if not isinstance(manifest, dict) or not all(isinstance(entry, dict) for entry in manifest.values()):
+        raise DataError(
+            f"{str(path)!r} is no manifest: expected an object with one entry a file; export the model again"
+        )
+    return manifest
+
+
+def manifest_entry(path: Path) -> dict[str, object]:
+    """The manifest's entry for a file.
+
+    Raises:
+        DataError: the manifest does not mention the file.
+    """
+    manifest = read_manifest(path.parent)
+    if path.name not in manifest:
+        raise DataError(f"{str(path.parent / MANIFEST)!r} has no entry for {path.name!r}; it has {', '.join(manifest)}")
+    return manifest[path.name]
