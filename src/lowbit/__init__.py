@@ -1,3 +1,67 @@
-"""lowbit: make trained PyTorch networks low-bit, and prove what each change costs and buys."""
+"""lowbit: make trained PyTorch networks low-bit, and prove what each change costs and buys.
+
+    import lowbit as lb
+
+    student = lb.quantize(model, lb.Recipe.uniform(weights="int4", activations="int8"))  # `model` is never changed
+    lb.calibrate(student, batches)
+    exported = lb.export_onnx(student, "model.onnx", example)
+    lb.verify(exported, batches)  # raises, naming the first layer that diverges
+
+Names are imported when they are first used, so that `import lowbit` and the command line start at once.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lowbit.cost import Cost as Cost
+    from lowbit.cost import cost as cost
+    from lowbit.errors import LowbitError as LowbitError
+    from lowbit.export.onnx import Exported as Exported
+    from lowbit.export.onnx import export_onnx as export_onnx
+    from lowbit.export.verify import Verification as Verification
+    from lowbit.export.verify import verify as verify
+    from lowbit.formats import Binary as Binary
+    from lowbit.formats import Block as Block
+    from lowbit.formats import Float as Float
+    from lowbit.formats import Int as Int
+    from lowbit.formats import Ternary as Ternary
+    from lowbit.formats import parse as parse
+    from lowbit.granularity import PerChannel as PerChannel
+    from lowbit.granularity import PerGroup as PerGroup
+    from lowbit.granularity import PerTensor as PerTensor
+    from lowbit.quantize import Coverage as Coverage
+    from lowbit.quantize import calibrate as calibrate
+    from lowbit.quantize import coverage as coverage
+    from lowbit.quantize import freeze as freeze
+    from lowbit.quantize import quantize as quantize
+    from lowbit.recipe import Recipe as Recipe
+    from lowbit.recipe import Rule as Rule
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "lowbit.cost": ("Cost", "cost"),
+    "lowbit.errors": ("LowbitError",),
+    "lowbit.export.onnx": ("Exported", "export_onnx"),
+    "lowbit.export.verify": ("Verification", "verify"),
+    "lowbit.formats": ("Binary", "Block", "Float", "Int", "Ternary", "parse"),
+    "lowbit.granularity": ("PerChannel", "PerGroup", "PerTensor"),
+    "lowbit.quantize": ("Coverage", "calibrate", "coverage", "freeze", "quantize"),
+    "lowbit.recipe": ("Recipe", "Rule"),
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module 'lowbit' has no attribute {name!r}")
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

@@ -14,19 +14,21 @@ import torch
 from torch import Tensor
 
 from lowbit.errors import CalibrationError
-from lowbit.formats import Block, Format, Int
+from lowbit.formats import Block, Float, Format, Int
 from lowbit.granularity import Granularity
 
 ScaleRule = Literal["absmax", "mse", "percentile"]
 PERCENTILE = 99.99
-_FRACTIONS = torch.linspace(0.05, 1.0, 96)
+_CLIPS = torch.linspace(0.05, 1.0, 96)
+_STRETCHES = torch.linspace(1.01, 2.0, 100)
 
 
 def weight_scale(weight: Tensor, format: Format, granularity: Granularity, rule: ScaleRule = "mse") -> Tensor:
     """Scales of a weight tensor, shape `granularity.scale_shape(weight.shape)`, float32.
 
-    ``mse`` tries 96 clipping points a block and refines the best by least squares (scale <- <x, q> / <q, q> with the
-    codes fixed, which never raises the error). Block formats define their own scales, so `rule` does not apply.
+    ``mse`` tries 96 clipping points a block, for float formats also 100 larger ranges, and refines the best by least
+    squares (scale <- <x, q> / <q, q> with the codes fixed, which never raises the error). Block formats define their
+    own scales, so `rule` does not apply.
     """
     rows = granularity.rows(weight.detach().float())
     amax = rows.abs().amax(1)
@@ -40,6 +42,11 @@ def weight_scale(weight: Tensor, format: Format, granularity: Granularity, rule:
     return scale.reshape(granularity.scale_shape(weight.shape))
 
 
+def _fractions(format: Format) -> Tensor:
+    """Ranges to try, in units of the largest magnitude: a float grid repeats in each octave, so larger ones may fit."""
+    return torch.cat([_STRETCHES, _CLIPS]) if isinstance(format, Float) else _CLIPS
+
+
 def _least_error(rows: Tensor, amax: Tensor, format: Format, filled: Tensor) -> Tensor:
     def error(scale: Tensor) -> tuple[Tensor, Tensor]:
         q = format.round(rows / scale[:, None]) * filled
@@ -47,7 +54,7 @@ def _least_error(rows: Tensor, amax: Tensor, format: Format, filled: Tensor) -> 
 
     best = format.scale(amax)
     least, codes = error(best)
-    for fraction in _FRACTIONS[:-1]:
+    for fraction in _fractions(format):
         scale = format.scale(amax * fraction)
         now, q = error(scale)
         better = now < least
@@ -125,13 +132,13 @@ class Histogram:
             return max(low, min(bounds[0], 0.0)), min(high, max(bounds[1], 0.0))
         if symmetric:
             amax = max(-low, high)
-            clips = amax * _FRACTIONS.double()
+            clips = amax * _fractions(format).double()
             best = float(clips[self._errors(-clips, clips, format, True).argmin()])
             return -best, best
         for _ in range(2):  # coordinate descent from the full range: one side, then the other
-            highs = max(self.high, 0.0) * _FRACTIONS.double()
+            highs = max(self.high, 0.0) * _CLIPS.double()
             high = float(highs[self._errors(torch.full_like(highs, low), highs, format, False).argmin()])
-            lows = min(self.low, 0.0) * _FRACTIONS.double()
+            lows = min(self.low, 0.0) * _CLIPS.double()
             low = float(lows[self._errors(lows, torch.full_like(lows, high), format, False).argmin()])
         return low, high
 
@@ -156,8 +163,8 @@ def affine(low: Tensor, high: Tensor, format: Format, symmetric: bool) -> tuple[
     if symmetric or not isinstance(format, Int):
         return format.scale(torch.maximum(-low, high).float()), None
     span = high.double() - low.double()  # may leave float32
-    scale = torch.where(span > 0, span / (format.max - format.min), 1.0).float()
-    # a denormal range would give a scale of 0
-    scale = scale.clamp(min=torch.finfo(torch.float32).tiny)
+    scale = torch.where(span > 0, span / (format.max - format.min), 1.0)
+    limits = torch.finfo(torch.float32)  # a denormal range would give a scale of 0
+    scale = scale.clamp(limits.tiny, limits.max).float()
     zero_point = (format.min - low.float() / scale).round().clamp(format.min, format.max)
     return scale, zero_point

@@ -155,7 +155,7 @@ class _Rewrite:
             spread = spread.T if spread.dim() == 2 else spread
             transposed = False
         fmt = codes.format.element if isinstance(codes.format, Block) else codes.format
-        unit = fmt.unit
+        unit = 1.0 if isinstance(fmt, Int) else fmt.unit  # int16 has none, but DequantizeLinear reads it
         if unit is None:
             assert isinstance(fmt, Float)  # every other format has integer values
             values = self._float_values(name, fmt, stored)
@@ -320,6 +320,25 @@ class _Rewrite:
     @staticmethod
     def _swaps_axes(node: onnx.NodeProto) -> bool:
         return any(a.name == "perm" and list(a.ints) == [1, 0] for a in node.attribute)
+
+
+def how_stored(fmt: Format, opset: int) -> str:
+    """What a weight format becomes in the file, where that is not what its name says; empty if it is."""
+    if isinstance(fmt, Block):
+        return f"{fmt} weights are stored as element codes and float32 block scales, and computed in float32"
+    if fmt.unit is None and fmt.bits > 8 and isinstance(fmt, Int):
+        return f"{fmt} weights save size only: runtimes compute with them in float32"
+    if fmt.unit is None:
+        return f"{fmt} weights save size only: runtimes turn them into float32 while loading"
+    if isinstance(fmt, Float):
+        return (
+            f"{fmt} weights are stored as {4 if fmt.bits <= 4 else 8}-bit indices; the kernels compute on int8, exactly"
+        )
+    container = next(b for b in _CONTAINERS if b >= fmt.bits and (b != 2 or opset >= 25))
+    if container == fmt.bits:
+        return ""
+    more = "; opset 25 stores them in 2" if fmt.bits <= 2 and opset < 25 else ""
+    return f"{fmt} weights are stored in {container} bits each{more}"
 
 
 def lower(model: onnx.ModelProto, frozen: nn.Module, opset: int) -> onnx.ModelProto:

@@ -43,9 +43,9 @@ class Session(ABC):
     def is_integer(self, kernel: str) -> bool:
         """Whether an operator from `kernels` computes on integers."""
 
-    def latency(self, feed: Mapping[str, Array], *, repeats: int = 100, seconds: float = 5.0) -> Latency:
+    def latency(self, feed: Mapping[str, Array], *, repeats: int = 100, warmup: int = 10) -> Latency:
         """Wall time of one call."""
-        return measure(lambda: self.run(feed), repeats=repeats, seconds=seconds)
+        return measure(lambda: self.run(feed), repeats=repeats, warmup=warmup)
 
 
 def open_session(

@@ -1,0 +1,272 @@
+"""The command line: `lowbit demo`, `pilot`, `apply`, `verify`. Errors are one line, and the exit status is 2."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lowbit import __version__
+from lowbit.errors import DataError, LowbitError, RecipeError
+
+if TYPE_CHECKING:
+    from lowbit.data import Data
+    from lowbit.export.verify import Verification
+    from lowbit.pilot.record import Run
+    from lowbit.pilot.spec import DataSpec, PilotSpec
+
+app = typer.Typer(
+    name="lowbit",
+    help="Make a trained PyTorch network low-bit, and prove what each change costs and buys.\n\n"
+    "Start with [bold]lowbit demo[/bold]: it trains a small network, makes five low-bit variants of it, measures them "
+    "in ONNX Runtime and writes a report. Then write a pilot file for your own model (examples/cifar10/pilot.yaml is "
+    "one) and run [bold]lowbit pilot[/bold].",
+    rich_markup_mode="rich",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Out = Annotated[Path | None, typer.Option("--out", help="Folder to write; default runs/<name>.")]
+Jobs = Annotated[int, typer.Option("--jobs", min=1, help="Variants at once, each in a process of its own.")]
+Runtime = Annotated[str, typer.Option("--runtime", help="onnxruntime or openvino.")]
+DataOption = Annotated[
+    str | None,
+    typer.Option(
+        "--data", help="npz, Parquet glob, image folder, module:function, or a YAML file with a data section."
+    ),
+]
+
+
+@app.callback(invoke_without_command=True)
+def _top(version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False) -> None:
+    if version:
+        typer.echo(f"lowbit {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def demo(out: Out = None) -> None:
+    """Run the main job on data and a model that come with the package, in about a minute, offline.
+
+    Trains a small convolutional network on scikit-learn's digits, makes int8, int4, 4-bit float and ternary variants,
+    exports each as an ONNX file, checks every file against its model, and writes report.html.
+    """
+    from lowbit import demo as example
+
+    folder = out or Path("runs", example.PILOT.name)
+    example.trained_weights(folder / "weights.safetensors")
+    _pilot(example.PILOT, folder, folder, jobs=1)
+
+
+@app.command()
+def pilot(
+    file: Annotated[Path, typer.Argument(help="The pilot file: model, data, KPI and variants.")],
+    out: Out = None,
+    jobs: Jobs = 1,
+) -> None:
+    """Measure every variant of a pilot file on your model and data, and write one report.
+
+    The run folder is written as it goes: stop it at any moment, start it again with the same command, and finished
+    variants are kept. Paths in the file are relative to the file. Exit status 1 if no variant meets the KPI.
+
+    [bold]Example[/bold]: lowbit pilot examples/cifar10/pilot.yaml
+    """
+    from lowbit.pilot.spec import load_spec
+
+    spec = load_spec(file)
+    run = _pilot(spec, out or Path("runs", spec.name), file.resolve().parent, jobs)
+    if not any(t.verdict == "meets" and t.recipe for t in run.trials):
+        raise typer.Exit(1)
+
+
+@app.command()
+def apply(
+    recipe: Annotated[Path, typer.Argument(help="A recipe: which layer gets which format.")],
+    model: Annotated[str, typer.Option("--model", help="module:function, or path/file.py:function, that builds it.")],
+    data: Annotated[
+        str, typer.Option("--data", help=f"Calibration inputs, no labels needed: {DataOption.__metadata__[0].help}")
+    ],
+    weights: Annotated[
+        Path | None, typer.Option("--weights", help="safetensors, or a state dict in .pt or .npz.")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", help="Folder for model.onnx and manifest.json.")] = Path("lowbit-out"),
+    runtime: Runtime = "onnxruntime",
+    opset: Annotated[int, typer.Option("--opset", help="21, or 25 to store 2-bit weights in 2 bits.")] = 21,
+    limit: Annotated[int, typer.Option("--limit", help="Calibrate on so many samples.", min=1)] = 1024,
+    seed: Annotated[int, typer.Option("--seed", help="Which samples.")] = 0,
+) -> None:
+    """Turn one recipe into one verified ONNX file with its manifest.
+
+    [bold]Example[/bold]: lowbit apply recipe.yaml --model lowbit.models:resnet20 --weights resnet20.safetensors
+    --data calibration.npz
+    """
+    from lowbit import models
+    from lowbit.export.onnx import export_onnx
+    from lowbit.export.verify import verify as check
+    from lowbit.quantize import calibrate, coverage, quantize
+    from lowbit.recipe import Recipe
+
+    read = Recipe.load(recipe)
+    network = models.load(model, weights, Path.cwd())
+    spec, base = _data_spec(data)
+    samples = _open(spec, base, seed)
+    if spec.limit is None and len(samples) > limit:
+        samples = samples.take(limit, seed)
+    student = quantize(network, read)
+    calibrate(student, samples.batches(100))
+    out.mkdir(parents=True, exist_ok=True)
+    example = next(iter(samples.batches(2)))[0]
+    provenance = {
+        "seed": seed,
+        "calibration_data": samples.hash,
+        "data": spec.model_dump(mode="json", exclude_defaults=True) | {"limit": len(samples)},
+        "data_folder": os.fspath(base),
+    }
+    exported = export_onnx(student, out / "model.onnx", example, opset=opset, provenance=provenance)
+    _show_verification(exported.path, check(exported, samples.batches(100), runtime=_runtime(runtime)))
+    for row in coverage(student).skipped:
+        typer.echo(f"  left float: {row.name} ({row.kind}): {row.reason}")
+    typer.echo(f"{exported.path}  {exported.path.stat().st_size / 1e6:.3f} MB")
+
+
+@app.command()
+def verify(
+    file: Annotated[Path, typer.Argument(help="An ONNX file with its manifest.json beside it.")],
+    data: DataOption = None,
+    runtime: Runtime = "onnxruntime",
+    limit: Annotated[int, typer.Option("--limit", help="Check on so many samples.", min=1)] = 500,
+) -> None:
+    """Check an exported file again: is it the one in the manifest, does it run as it should, and on which kernels?
+
+    Without --data, the data that the manifest names is used.
+    """
+    from lowbit.export.onnx import manifest_entry
+    from lowbit.export.verify import verify as check
+
+    entry = manifest_entry(file)
+    provenance: Any = entry.get("provenance") or {}
+    if data is not None:
+        spec, base = _data_spec(data)
+    elif "data" in provenance:
+        spec, base = _validated_data(provenance["data"], "manifest.json"), Path(str(provenance.get("data_folder", ".")))
+    else:
+        raise DataError(f"the manifest of {str(file)!r} does not name its data; give --data")
+    samples = _open(spec, base, int(provenance.get("seed", 0)))
+    samples = samples.take(limit, 0) if len(samples) > limit else samples
+    _show_verification(file, check(file, samples.batches(100), runtime=_runtime(runtime)))
+
+
+def _pilot(spec: PilotSpec, folder: Path, base: Path, jobs: int) -> Run:
+    from lowbit import files, models
+    from lowbit.pilot.run import run_pilot
+    from lowbit.report.page import render
+
+    model = models.load(spec.model, spec.weights, base)
+    calibration = _open(spec.data.calibration, base, spec.seed)
+    test = _open(spec.data.test, base, spec.seed)
+    provenance = {
+        "data": spec.data.test.model_dump(mode="json", exclude_defaults=True),
+        "data_folder": str(base.resolve()),
+    }
+    run = run_pilot(spec, model, calibration, test, folder, base=base, jobs=jobs, say=typer.echo, provenance=provenance)
+    files.write_text(folder / "report.html", render(run))
+    _show_run(run)
+    typer.echo(f"\nreport: {(folder / 'report.html').resolve()}")
+    return run
+
+
+def _open(spec: DataSpec, base: Path, seed: int) -> Data:
+    from lowbit.data import Preprocess, open_data
+
+    return open_data(
+        spec.source,
+        folder=base,
+        preprocess=Preprocess(**spec.preprocess.model_dump()),
+        inputs=spec.inputs,
+        labels=spec.labels,
+        limit=spec.limit,
+        seed=seed,
+    )
+
+
+def _data_spec(source: str) -> tuple[DataSpec, Path]:
+    """A data section, from a YAML file or of the source alone, and the folder its paths are relative to."""
+    from lowbit import files
+
+    if not source.endswith((".yaml", ".yml")):
+        return _validated_data({"source": source}, "--data"), Path.cwd()
+    path = Path(source)
+    return _validated_data(files.read_yaml(path), source), path.resolve().parent
+
+
+def _validated_data(data: object, where: str) -> DataSpec:
+    from lowbit.pilot.spec import DataSpec
+    from lowbit.recipe import validated
+
+    return validated(DataSpec, data, where)
+
+
+def _runtime(name: str) -> Any:
+    if name not in ("onnxruntime", "openvino"):
+        raise RecipeError(f"--runtime {name!r} is unknown; expected onnxruntime or openvino")
+    return name
+
+
+def _show_verification(path: Path, result: Verification) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{path.name} in {result.runtime}, {result.samples} samples", title_justify="left")
+    for column in ("layer", "kernel", "why not integer"):
+        table.add_column(column, overflow="fold")
+    for layer, kernel in result.layers.items():
+        table.add_row(layer, kernel, result.stayed_float.get(layer, ""))
+    Console().print(table)
+    typer.echo(
+        f"verified: same prediction {result.same_prediction:.2%}, lowest share of equal codes {result.same_codes:.4%}, "
+        f"largest difference {result.largest_code_difference} code(s); kernels: "
+        + ", ".join(f"{count} {kernel}" for kernel, count in sorted(result.kernels.items()))
+    )
+
+
+def _show_run(run: Run) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    base = run.trials[0]
+    table = Table(title=f"{run.name}: {run.kpi.metric} >= {run.kpi.minimum:g}", title_justify="left")
+    for column in ("variant", "verdict", run.kpi.metric, "95 % interval", "agrees", "MB", "MBOPs"):
+        table.add_column(column, justify="left" if column in ("variant", "verdict") else "right")
+    for row in base.latencies:
+        table.add_column(f"ms @{row.batch}", justify="right")
+    for trial in run.trials:
+        if trial.score is None:
+            table.add_row(trial.name, "failed", (trial.error or "")[:60])
+            continue
+        table.add_row(
+            trial.name,
+            trial.verdict,
+            f"{trial.score.value:.4f}",
+            f"{trial.score.low:.4f}-{trial.score.high:.4f}",
+            f"{trial.agreement.value:.2%}" if trial.agreement else "",
+            f"{trial.file_bytes / 1e6:.3f}",
+            f"{trial.bops / 1e6:.0f}",
+            *(f"{row.median_ms:.3f}" for row in trial.latencies),
+        )
+    Console().print(table)
+
+
+def main() -> None:
+    """Run the command line; a `LowbitError` is one line on standard error and exit status 2."""
+    try:
+        app()
+    except LowbitError as error:
+        typer.echo(f"lowbit: {error}", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        typer.echo("lowbit: stopped; the same command goes on where it was", err=True)
+        sys.exit(130)

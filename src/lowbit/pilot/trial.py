@@ -1,0 +1,253 @@
+"""One trial: quantize a copy of the model, calibrate, export, verify, and score the file in its runtime.
+
+A trial depends only on its arguments and writes only into its own folder, `trial.json` last: a folder with a
+`trial.json` is a finished trial, anything else is done again.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from pydantic import TypeAdapter, ValidationError
+from torch import Tensor, nn
+
+from lowbit import files
+from lowbit.batches import call, inputs_of, output_tensor
+from lowbit.cost import Cost, cost
+from lowbit.errors import DataError, LowbitError
+from lowbit.export.onnx import Exported, export_onnx
+from lowbit.export.qdq import how_stored
+from lowbit.export.runtime import RuntimeName, arrays, open_session
+from lowbit.export.verify import Verification, verify
+from lowbit.layers import Quantized
+from lowbit.pilot import statistics
+from lowbit.pilot.record import LayerRow, Trial, VerificationRow
+from lowbit.progress import track
+from lowbit.quantize import Coverage, calibrate, coverage, quantize
+from lowbit.quantizer import Quantizer
+from lowbit.recipe import Recipe
+
+Array = statistics.Array
+BATCH = 100
+VERIFIED = 500  # samples compared layer by layer; predictions are compared on all
+
+
+class Samples(Protocol):
+    """Inputs in a fixed order, with labels where there are some; `lowbit.data.Data` is one."""
+
+    @property
+    def labels(self) -> Tensor | None:
+        """Targets of all samples."""
+
+    @property
+    def hash(self) -> str:
+        """What identifies the content."""
+
+    def __len__(self) -> int: ...
+
+    def batches(self, size: int) -> Iterable[tuple[Tensor, Tensor | None]]:
+        """All samples in order."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all trials of a pilot share."""
+
+    metric: str
+    seed: int
+    runtime: RuntimeName
+    threads: int
+    provenance: dict[str, object]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One trial to do: `recipe` is None for the float baseline."""
+
+    name: str
+    folder: Path
+    fingerprint: str
+    recipe: Recipe | None
+    opset: int = 21
+
+
+def run_trial(
+    task: Task, model: nn.Module, calibration: Samples, test: Samples, settings: Settings, *, progress: bool = True
+) -> Trial:
+    """Do a trial, or read it if its folder holds it finished. A failing variant is a failed trial, not an exception.
+
+    Raises:
+        DataError: results cannot be written, or the float baseline is missing.
+    """
+    done = finished(task)
+    if done is not None:
+        return done
+    torch.set_num_threads(max(settings.threads, torch.get_num_threads()))
+    torch.manual_seed(settings.seed)
+    began = time.perf_counter()
+    task.folder.mkdir(parents=True, exist_ok=True)
+    try:
+        trial = _measure(task, model, calibration, test, settings, progress)
+    except LowbitError as error:
+        if task.recipe is None:
+            raise  # nothing can be compared without the float baseline
+        trial = Trial(task.name, task.recipe.to_dict(), task.fingerprint, "failed", error=str(error))
+    trial = replace(trial, seconds=time.perf_counter() - began)
+    files.write_json(task.folder / "trial.json", asdict(trial))
+    return trial
+
+
+def finished(task: Task) -> Trial | None:
+    """The trial in the task's folder if it is complete, did not fail, and answers the same question."""
+    path = task.folder / "trial.json"
+    if not path.exists():
+        return None
+    trial = read_trial(path)
+    return trial if trial.fingerprint == task.fingerprint and trial.verdict != "failed" else None
+
+
+def read_trial(path: Path) -> Trial:
+    """A trial's record.
+
+    Raises:
+        DataError: the file is no such record.
+    """
+    try:
+        return TypeAdapter(Trial).validate_python(files.read_json(path))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(p) for p in first["loc"])
+        raise DataError(
+            f"{str(path)!r} is no trial record ({where}: {first['msg']}); delete it to run it again"
+        ) from None
+
+
+def _measure(
+    task: Task, model: nn.Module, calibration: Samples, test: Samples, settings: Settings, progress: bool
+) -> Trial:
+    example = next(iter(test.batches(2)))[0]
+    student = model
+    if task.recipe is not None:
+        student = quantize(model, task.recipe)
+        calibrate(student, calibration.batches(BATCH), progress=progress)
+        task.recipe.save(task.folder / "recipe.yaml")
+    hashes = {"calibration_data": calibration.hash, "test_data": test.hash}
+    provenance = {"seed": settings.seed, **hashes, **settings.provenance}
+    exported = export_onnx(student, task.folder / "model.onnx", example, opset=task.opset, provenance=provenance)
+    verification = verify(
+        exported, _first(test, VERIFIED), runtime=settings.runtime, threads=settings.threads, progress=progress
+    )
+    outputs = file_outputs(exported.path, test, settings, progress)
+    with files.replacing(task.folder / "outputs.npy") as temporary, temporary.open("wb") as stream:
+        np.save(stream, outputs)
+    reference = outputs if task.recipe is None else _baseline(task.folder)
+    labels = None if test.labels is None else test.labels.numpy()
+    simulated = _model_outputs(exported, test, progress)
+    same = float((statistics.predictions(outputs) == statistics.predictions(simulated)).mean())
+    agreement = statistics.share(np.asarray(statistics.predictions(outputs) == statistics.predictions(reference)))
+    costs, covered = cost(student, example), coverage(student)
+    measured = (settings.metric, outputs, labels, reference, settings.seed)
+    return Trial(
+        task.name,
+        task.recipe.to_dict() if task.recipe else None,
+        task.fingerprint,
+        "misses",  # the verdict is given when the run is put together: the KPI's minimum is no part of a trial
+        score=statistics.score(*measured),
+        difference=statistics.difference(*measured) if task.recipe else None,
+        agreement=agreement if task.recipe else None,
+        file=f"{task.folder.parent.name}/{task.folder.name}/model.onnx",
+        file_bytes=exported.path.stat().st_size,
+        weight_bytes=costs.weight_bytes,
+        parameters=costs.parameters,
+        macs=costs.macs,
+        bops=costs.bops,
+        activation_bytes=costs.activation_bytes,
+        layers=_layer_rows(student, costs, covered, verification),
+        verification=VerificationRow(
+            settings.runtime,
+            len(outputs),
+            same,
+            verification.same_codes,
+            verification.largest_code_difference,
+            verification.kernels,
+            tuple(f"{name}: {reason}" for name, reason in verification.stayed_float.items()) if task.recipe else (),
+        ),
+        notes=_notes(student, covered, task.opset),
+    )
+
+
+def file_outputs(path: Path, data: Samples, settings: Settings, progress: bool = True) -> Array:
+    """First output of a file for all samples, `[N, ...]`."""
+    session = open_session(path, runtime=settings.runtime, threads=settings.threads)
+    rows = []
+    for batch in track(data.batches(BATCH), f"run {path.parent.name}", show=progress):
+        args, _ = inputs_of(batch)
+        rows.append(session.run(arrays([a.numpy() for a in args], session.inputs))[0])
+    return np.concatenate(rows)
+
+
+def _model_outputs(exported: Exported, data: Samples, progress: bool) -> Array:
+    with torch.no_grad():
+        batches = track(data.batches(BATCH), "fake quantize", show=progress)
+        return np.concatenate([output_tensor(call(exported.model, batch)).numpy() for batch in batches])
+
+
+def _first(data: Samples, count: int) -> Iterable[tuple[Tensor, Tensor | None]]:
+    for _, batch in zip(range(-(-count // BATCH)), data.batches(BATCH), strict=False):
+        yield batch
+
+
+def _baseline(folder: Path) -> Array:
+    path = folder.parent / "float" / "outputs.npy"
+    with files.reading(path):
+        return np.asarray(np.load(path, allow_pickle=False))
+
+
+def _layer_rows(student: nn.Module, costs: Cost, covered: Coverage, verified: Verification) -> tuple[LayerRow, ...]:
+    rows = {row.name: row for row in covered.layers}
+    result = []
+    for layer in costs.layers:
+        row = rows[layer.name]
+        reason = row.reason or verified.stayed_float.get(layer.name, "")
+        kernel = verified.layers.get(layer.name, "")
+        result.append(
+            LayerRow(
+                layer.name,
+                layer.kind,
+                row.weights,
+                row.activations,
+                row.granularity,
+                layer.parameters,
+                layer.macs,
+                layer.bops,
+                layer.weight_bytes,
+                _sqnr(student.get_submodule(layer.name)),
+                kernel,
+                reason,
+            )
+        )
+    return tuple(result)
+
+
+def _sqnr(layer: nn.Module) -> float | None:
+    """Signal to quantization noise ratio of a layer's weights in dB; None for float weights or exact ones."""
+    if not isinstance(layer, Quantized) or not isinstance(layer.weight_quantizer, Quantizer):
+        return None
+    with torch.no_grad():
+        weight = layer.layer.get_parameter("weight").double()
+        noise = float(((layer.weight.double() - weight) ** 2).sum())
+        signal = float((weight**2).sum())
+    return 10 * math.log10(signal / noise) if noise > 0 and signal > 0 else None
+
+
+def _notes(student: nn.Module, covered: Coverage, opset: int) -> tuple[str, ...]:
+    formats = {m.weight_quantizer.format for m in student.modules() if isinstance(m, Quantized) and m.weight_quantizer}
+    stored = [how_stored(fmt, opset) for fmt in sorted(formats, key=str)]
+    return tuple(note for note in (covered.note, *stored) if note)
