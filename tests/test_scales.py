@@ -61,7 +61,7 @@ def test_mse_is_never_worse_than_absmax(name: str, kind: str, granularity: Granu
 def test_mse_is_close_to_a_brute_force_scan(name: str, kind: str) -> None:
     format, weight = parse(name), sample(kind, 4096).reshape(1, -1)
     amax = weight.abs().max() / format.max
-    scan = [errors(weight, amax * f, format, PerTensor()).item() for f in torch.linspace(0.02, 2.1, 800)]
+    scan = [errors(weight, amax * f, format, PerTensor()).item() for f in torch.linspace(0.02, 2.1, 400)]
     least = errors(weight, weight_scale(weight, format, PerTensor()), format, PerTensor()).item()
     assert least <= 1.1 * min(scan)
 
@@ -257,11 +257,12 @@ def squared_error(x: Tensor, low: float, high: float, format: Format, symmetric:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", ["int8", "uint4", "int4", "int2", "e4m3fn", "e2m1"])
-@pytest.mark.parametrize("symmetric", [False, True], ids=["affine", "symmetric"])
+@pytest.mark.parametrize(
+    ("name", "symmetric"),
+    [*((n, s) for n in ("int8", "uint4", "int4", "int2") for s in (False, True)), ("e4m3fn", True), ("e2m1", True)],
+)
 def test_streamed_mse_is_close_to_a_brute_force_scan_of_the_data(kind: str, name: str, symmetric: bool) -> None:
     x, format = sample(kind, 2000), parse(name)
-    symmetric = symmetric or not isinstance(format, Int)
     histogram = watched(*torch.split(x, 300))
     full = min(float(x.min()), 0.0), max(float(x.max()), 0.0)
     fractions = torch.linspace(0.05, 1.0, 30).tolist()
@@ -270,8 +271,9 @@ def test_streamed_mse_is_close_to_a_brute_force_scan_of_the_data(kind: str, name
     ends = (-amax, amax) if symmetric else full
     scan = min(squared_error(x, ends[0] * a, ends[1] * b, format, symmetric) for a, b in pairs)
     found = squared_error(x, *histogram.bounds("mse", format, symmetric), format, symmetric)
-    assert found <= (1.2 if kind == "outlier" else 1.1) * scan  # one bin holds all but the outlier
-    assert found <= 1.02 * squared_error(x, *histogram.bounds("absmax", format, symmetric), format, symmetric)
+    blur = 1.15 if kind == "outlier" else 1.0  # two bins hold all the rest
+    assert found <= 1.1 * blur * scan
+    assert found <= 1.02 * blur * squared_error(x, *histogram.bounds("absmax", format, symmetric), format, symmetric)
 
 
 # Ranges to scale and zero point

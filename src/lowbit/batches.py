@@ -7,7 +7,8 @@ from typing import TypeAlias
 
 from torch import Tensor, nn
 
-from lowbit.errors import DataError
+from lowbit import files
+from lowbit.errors import DataError, LowbitError
 
 Batch: TypeAlias = "Tensor | Sequence[Tensor | None] | Mapping[str, Tensor]"
 Batches: TypeAlias = "Iterable[Batch]"
@@ -36,9 +37,22 @@ def labels_of(batch: Batch) -> Tensor | None:
 
 
 def call(model: nn.Module, batch: Batch) -> object:
-    """`model` applied to a batch."""
+    """`model` applied to a batch.
+
+    Raises:
+        DataError: the model does not take it; the message holds the model's own.
+    """
     args, kwargs = inputs_of(batch)
-    return model(*args, **kwargs)
+    try:
+        return model(*args, **kwargs)
+    except LowbitError:
+        raise
+    except Exception as error:  # the model's own forward may raise anything
+        shapes = ", ".join(f"{name} {list(t.shape)}" for name, t in [*(("", a) for a in args), *kwargs.items()])
+        raise DataError(
+            f"{type(model).__name__} does not take inputs of shape {shapes.strip()} ({files.one_line(error)}); "
+            "correct the data or its preprocessing"
+        ) from error
 
 
 def size_of(batch: Batch) -> int:

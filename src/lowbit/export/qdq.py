@@ -24,14 +24,15 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import onnx
+import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from lowbit.errors import ExportError
 from lowbit.export.capture import DOMAIN
 from lowbit.formats import Block, Float, Format, Int, Ternary
-from lowbit.granularity import PerChannel, PerGroup
-from lowbit.layers import Quantized
+from lowbit.granularity import PerChannel, PerGroup, PerTensor
+from lowbit.layers import Quantized, output_granularity
 from lowbit.quantizer import Codes, Quantizer
 
 Array = npt.NDArray[np.generic]
@@ -60,6 +61,7 @@ class _Rewrite:
     names: set[str] = field(default_factory=set)
     renamed: dict[str, str] = field(default_factory=dict)  # tensor -> the tensor that took its place
     pairs: dict[str, str] = field(default_factory=dict)  # dequantized tensor -> its quantizer
+    marked: dict[str, str] = field(default_factory=dict)  # tensor of a weight mark -> its layer
     weights: dict[str, str] = field(default_factory=dict)  # dequantized weight tensor -> its layer
     made: dict[str, str] = field(default_factory=dict)  # layer -> its dequantized weight tensor
     uses: dict[str, int] = field(default_factory=dict)
@@ -122,16 +124,39 @@ class _Rewrite:
             )
         # the lowest code is stored as 0, so that after a ReLU the zero point is 0 and runtimes drop the ReLU
         kind = np.uint16 if fmt.bits > 8 else np.uint8
+        x, *clamp = self.unclamped(x) if kind is np.uint8 else (x, -np.inf, np.inf)
+        bounds = [int(v - fmt.min) for v in quantizer.quantize(torch.tensor(clamp, device=quantizer.scale.device)).tolist()]
         zero_point = 0 if quantizer.zero_point is None else int(quantizer.zero_point)
         step = self.constant(f"{name}.scale", scale)
         zero = self.constant(f"{name}.zero_point", kind(zero_point - fmt.min))
         codes = self.emit("QuantizeLinear", [x, step, zero], f"{name}.codes")
-        if fmt.max - fmt.min < np.iinfo(kind).max:
-            ends = [self.constant(f"{name}.{e}", kind(v)) for e, v in (("min", 0), ("max", fmt.max - fmt.min))]
+        if bounds != [0, np.iinfo(kind).max]:
+            ends = [self.constant(f"{name}.{e}", kind(v)) for e, v in zip(("min", "max"), bounds, strict=True)]
             codes = self.emit("Clip", [codes, *ends], f"{name}.clipped")
         dequantized = self.emit("DequantizeLinear", [codes, step, zero], f"{name}.dequantize", output)
         self.pairs[dequantized] = quantizer_name
         return dequantized
+
+    def unclamped(self, x: str) -> tuple[str, float, float]:
+        """What a ReLU or clamp that only a quantizer reads gets, and its bounds, for the codes to be clipped instead.
+
+        That is the same function; ONNX Runtime drops a clamp by itself only if it covers the whole range of the codes,
+        and else leaves the layer before it float.
+        """
+        node = next((n for n in reversed(self.nodes) if x in n.output), None)
+        if node is None or node.op_type not in ("Relu", "Clip") or x in self.outputs or len(self.readers[x]) > 1:
+            return x, -np.inf, np.inf
+        bounds = [0.0, np.inf]
+        if node.op_type == "Clip":
+            given = [*node.input[1:], "", ""][:2]
+            if any(name and name not in self.initializers for name in given):
+                return x, -np.inf, np.inf
+            bounds = [
+                float(numpy_helper.to_array(self.initializers[name])) if name else end
+                for name, end in zip(given, (-np.inf, np.inf), strict=True)
+            ]
+        self.nodes.remove(node)
+        return node.input[0], bounds[0], bounds[1]
 
     # Weights
 
@@ -142,7 +167,8 @@ class _Rewrite:
             layer = self.frozen.get_submodule(name)
             assert isinstance(layer, Quantized)
             assert isinstance(layer.weight_quantizer, Codes)
-            self.made[key] = self._dequantized(f"{name}.weight", layer.weight_quantizer, transposed)
+            stored = self.numbered(f"{name}.weight")
+            self.made[key] = self._dequantized(stored, layer.weight_quantizer, transposed)
             self.weights[self.made[key]] = name
         return self.made[key]
 
@@ -249,13 +275,13 @@ class _Rewrite:
             del self.model.opset_import[i]
 
     def visit(self, node: onnx.NodeProto) -> None:
+        if node.op_type == "Transpose" and node.input[0] in self.marked and self._swaps_axes(node):
+            self.renamed[node.output[0]] = self.weight(self.marked[node.input[0]], transposed=True)
+            return
         for i, name in enumerate(node.input):
-            node.input[i] = self.renamed.get(name, name)
+            node.input[i] = self.weight(self.marked[name]) if name in self.marked else self.renamed.get(name, name)
         if node.domain == DOMAIN:
             self.replace_mark(node)
-            return
-        if node.op_type == "Transpose" and node.input[0] in self.weights and self._swaps_axes(node):
-            self.renamed[node.output[0]] = self.weight(self.weights[node.input[0]], transposed=True)
             return
         if node.op_type == "ReduceMean" and (pooled := self.pooled(node)):
             self.nodes.append(pooled)
@@ -270,7 +296,7 @@ class _Rewrite:
         name = helper.get_attribute_value(node.attribute[0]).decode()
         result = node.output[0]
         if node.op_type == "Weight":
-            self.renamed[result] = self.weight(name)
+            self.marked[result] = name
             return
         kept = result if result in self.outputs else ""
         if kept:
@@ -294,9 +320,11 @@ class _Rewrite:
                     node.input[0] = self.guarded(node.input[0])
 
     def integer_weight(self, layer: str) -> bool:
-        codes = self.frozen.get_submodule(layer).weight_quantizer
-        assert isinstance(codes, Codes)
-        return codes.format.unit is not None and not isinstance(codes.granularity, PerGroup)
+        quantized = self.frozen.get_submodule(layer)
+        assert isinstance(quantized, Quantized)
+        assert isinstance(codes := quantized.weight_quantizer, Codes)
+        sums_share_scale = codes.granularity in (PerTensor(), output_granularity(quantized.layer, PerChannel()))
+        return codes.format.unit is not None and sums_share_scale
 
     def guarded(self, x: str) -> str:
         """`x`, if it comes out of a Q/DQ pair behind a Clip that changes nothing.

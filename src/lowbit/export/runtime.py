@@ -36,12 +36,16 @@ class Session(ABC):
         """The outputs for one batch, in the order of `outputs`."""
 
     @abstractmethod
-    def kernels(self) -> dict[str, str]:
-        """Operator by node name in the graph that really runs; integer ones are told by `is_integer`."""
+    def operators(self) -> list[tuple[str, tuple[str, ...]]]:
+        """Each operator of the graph that really runs, with the names of the file's nodes that it stands for."""
 
     @abstractmethod
     def is_integer(self, kernel: str) -> bool:
         """Whether an operator from `kernels` computes on integers."""
+
+    def kernels(self) -> dict[str, str]:
+        """Operator by node name in the graph that really runs; integer ones are told by `is_integer`."""
+        return {name: kernel for kernel, names in self.operators() for name in names}
 
     def latency(self, feed: Mapping[str, Array], *, repeats: int = 100, warmup: int = 10) -> Latency:
         """Wall time of one call."""
@@ -91,17 +95,17 @@ class _OnnxRuntime(Session):
             self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
             nodes = onnx.load(written, load_external_data=False).graph.node
         # fused nodes carry the first node's name and a counter
-        self._kernels = {
-            re.sub(r"_(token_\d+|nchwc)$", "", node.name) or node.output[0]: node.op_type for node in nodes
-        }
+        self._operators = [
+            (node.op_type, (re.sub(r"_(token_\d+|nchwc)$", "", node.name) or node.output[0],)) for node in nodes
+        ]
         self.inputs = tuple(i.name for i in self._session.get_inputs())
         self.outputs = tuple(o.name for o in self._session.get_outputs())
 
     def run(self, feed: Mapping[str, Array]) -> list[Array]:
         return list(self._session.run(None, dict(feed)))
 
-    def kernels(self) -> dict[str, str]:
-        return self._kernels
+    def operators(self) -> list[tuple[str, tuple[str, ...]]]:
+        return self._operators
 
     def is_integer(self, kernel: str) -> bool:
         return kernel.startswith("QLinear") or kernel in (
@@ -129,15 +133,17 @@ class _OpenVino(Session):
         results = self._model([feed[name] for name in self.inputs])
         return [np.array(results[o]) for o in self._model.outputs]
 
-    def kernels(self) -> dict[str, str]:
+    def operators(self) -> list[tuple[str, tuple[str, ...]]]:
         """Layer type and precision, such as ``Convolution i8``."""
-        found = {}
+        found = []
         for op in self._model.get_runtime_model().get_ops():
             info = op.get_rt_info()
             kind, precision = (str(info[k].astype(str)) for k in ("layerType", "runtimePrecision"))
             if kind not in ("Input", "Output", "Const", "Parameter", "Result", "Constant"):
                 names = str(info["originalLayersNames"].astype(str)).split(",")
-                found.update(dict.fromkeys(names, f"{kind} {precision}"))
+                # a layer with a bias is split in two, and the layer's own name may be lost
+                names = [re.sub("/WithoutBiases.*", "", name) for name in names if name]
+                found.append((f"{kind} {precision}", tuple(dict.fromkeys(names))))
         return found
 
     def is_integer(self, kernel: str) -> bool:

@@ -7,7 +7,13 @@ report is drawn from these records alone, so a page can be made again long after
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from lowbit import files
+from lowbit.errors import DataError
 
 Verdict = Literal["meets", "borderline", "misses", "failed"]
 
@@ -131,3 +137,33 @@ class Run:
     pilot: dict[str, Any]
     provenance: Provenance
     trials: tuple[Trial, ...] = ()
+
+
+@dataclass(frozen=True)
+class Timings:
+    """What was timed (files by hash, runtime, machine), and the rows of each trial."""
+
+    of: dict[str, Any]
+    rows: dict[str, tuple[LatencyRow, ...]]
+
+
+R = TypeVar("R", Run, Trial, Timings)
+
+
+def read(kind: type[R], path: Path) -> R:
+    """The record in a JSON file.
+
+    Raises:
+        DataError: the file cannot be read, or is no such record.
+    """
+    try:
+        return TypeAdapter(kind).validate_python(files.read_json(path))
+    except DataError as error:
+        raise DataError(f"{error}, or delete the file to have it made again") from error
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(p) for p in first["loc"]) or "the file"
+        what = kind.__name__.lower()
+        raise DataError(
+            f"'{path}' is no record of a {what} ({where}: {first['msg']}); delete it to have it made again"
+        ) from None

@@ -1,0 +1,66 @@
+"""Claim: calibration takes the same memory for 50,000 images as for 1,000, and its time grows only with their number.
+
+Each count runs in a process of its own, whose peak resident memory the operating system reports. CIFAR-10 training
+images where they are, else images made on the fly.
+"""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from _figures import emit, options
+
+
+def main() -> None:
+    """Calibrate on few and on many images and compare peak memory."""
+    if sys.argv[1:2] == ["--child"]:
+        _child(int(sys.argv[2]), Path(sys.argv[3]))
+        return
+    asked = options(__doc__ or "")
+    few, many = (200, 1000) if asked.quick else (1000, 50000)
+    peak = {}
+    for count in (few, many):
+        command = [sys.executable, __file__, "--child", str(count), str(asked.data)]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        peak[count], seconds = (float(v) for v in done.stdout.split())
+        emit(f"peak memory, {count} images", peak[count] / 1e3, "MB")
+        emit(f"calibration time, {count} images", seconds, "s")
+    emit(f"peak memory, {many} / {few} images", peak[many] / peak[few], "x", "<= 1.05")
+
+
+def _child(count: int, data: Path) -> None:
+    import torch
+
+    import lowbit as lb
+    from lowbit import models
+    from lowbit.data import Preprocess, open_data
+
+    class Made:
+        """Images made on the fly."""
+
+        def __len__(self) -> int:
+            return count // 100
+
+        def __iter__(self) -> Iterator[torch.Tensor]:
+            generator = torch.Generator().manual_seed(0)
+            return (torch.randn(100, 3, 32, 32, generator=generator) for _ in range(len(self)))
+
+    network = models.resnet20().eval()
+    student = lb.quantize(network, lb.Recipe.uniform("int8", "int8"))
+    train = data / "cifar10" / "train-*.parquet"
+    preprocess = Preprocess(scale=255, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    images = (
+        open_data(str(train), preprocess=preprocess).take(count, 0).batches(100) if train.parent.exists() else Made()
+    )
+    began = time.perf_counter()
+    lb.calibrate(student, images, progress=False)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter() - began)
+
+
+if __name__ == "__main__":
+    main()
