@@ -15,7 +15,7 @@ from torch.nn.utils import parametrizations
 
 from lowbit import models
 from lowbit.batches import Batch
-from lowbit.errors import CalibrationError, LayerError, RecipeError
+from lowbit.errors import CalibrationError, DataError, LayerError, RecipeError
 from lowbit.formats import Int, parse
 from lowbit.granularity import Granularity, PerChannel, PerGroup, PerTensor
 from lowbit.layers import Quantized
@@ -434,7 +434,7 @@ def interrupted() -> Iterator[Tensor]:
         (interrupted, OSError),
         (lambda: [], CalibrationError),
         (lambda: [100 * seeded(2, 1, 8, 8), torch.full((1, 1, 8, 8), torch.nan)], CalibrationError),
-        (lambda: [100 * seeded(2, 1, 8, 8), seeded(2, 5)], RuntimeError),
+        (lambda: [100 * seeded(2, 1, 8, 8), seeded(2, 5)], DataError),
     ],
     ids=["interrupted", "empty", "NaN", "wrong shape"],
 )
@@ -580,3 +580,37 @@ def test_a_transformer_inside_a_traced_model() -> None:
     with torch.no_grad():
         assert (student(ids) - model(ids)).abs().max() < 0.1
         assert (freeze(student)(ids) - student(ids)).abs().max() < 0.05
+
+
+def test_a_mask_gets_no_quantizer() -> None:
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 4)
+
+        def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+            result: torch.Tensor = self.b(self.a(x) * mask)
+            return result
+
+    batch = {"x": torch.randn(16, 8), "mask": torch.rand(16, 8) > 0.5}
+    student = quantize(Masked(), Recipe.uniform("int8", "int8"))
+    calibrate(student, [batch])
+    assert not any("mask" in name for name in activation_quantizers(student))
+    assert torch.isfinite(student(**batch)).all()
+
+
+def test_readers_that_want_other_scales_get_quantizers_of_their_own() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(8, 4), nn.Linear(8, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            result: torch.Tensor = self.a(x) + self.b(x)
+            return result
+
+    affine = Rule("a", weights=Int(8), activations=Int(8))
+    symmetric = replace(affine, match="b", symmetric=True)
+    student = quantize(Two(), Recipe((affine, symmetric)))
+    kinds = {q.zero_point is None for n, q in activation_quantizers(student).items() if n.startswith("activations.x")}
+    assert kinds == {True, False}

@@ -217,10 +217,11 @@ def place(traced: fx.GraphModule, rules: dict[str, Rule], glue: Format | None) -
     wiring = _Wiring(traced)
     demands: dict[fx.Node, list[_Demand]] = {}
 
-    def demand(reader: fx.Node, read: fx.Node, rule: Rule) -> None:
-        """Join a demand for the same numbers, or open one."""
+    def demand(reader: fx.Node, read: fx.Node, rule: Rule, *, joins: bool = False) -> None:
+        """Join a demand for the same numbers, or open one; glue joins any of its format."""
         wanted = demands.setdefault(wiring.source(read), [])
-        found = next((d for d in wanted if d.rule.activations == rule.activations), None)
+        alike = (d for d in wanted if d.rule.activations == rule.activations and (joins or _reads_alike(d.rule, rule)))
+        found = next(alike, None)
         if found is None:
             wanted.append(found := _Demand(rule))
         found.readers.append((reader, read))
@@ -246,7 +247,7 @@ def place(traced: fx.GraphModule, rules: dict[str, Rule], glue: Format | None) -
                 made_by_integers.add(node)
                 needs_output.append(node)
                 for read in inputs:
-                    demand(node, read, glue_rule)
+                    demand(node, read, glue_rule, joins=True)
         for node in needs_output:
             end = wiring.end(node)
             if end not in demands:
@@ -254,11 +255,20 @@ def place(traced: fx.GraphModule, rules: dict[str, Rule], glue: Format | None) -
     _insert(traced, demands)
 
 
+def _reads_alike(a: Rule, b: Rule) -> bool:
+    return (a.symmetric, a.activation_scale) == (b.symmetric, b.activation_scale)
+
+
 def _insert(traced: fx.GraphModule, demands: dict[fx.Node, list[_Demand]]) -> None:
-    def add(after: fx.Node, rule: Rule, suffix: str) -> fx.Node:
+    taken: set[str] = set()
+
+    def add(after: fx.Node, rule: Rule, name: str) -> fx.Node:
         quantizer = input_quantizer_for(f"output of {after.name}", rule)
         assert quantizer is not None  # a demand has a format
-        path = f"activations.{after.name}{suffix}"
+        path = f"activations.{name}"
+        while path in taken:
+            path += "_"
+        taken.add(path)
         traced.add_submodule(path, quantizer.to(next(traced.parameters()).device))
         with traced.graph.inserting_after(after):
             return traced.graph.call_module(path, (after,))
@@ -266,17 +276,27 @@ def _insert(traced: fx.GraphModule, demands: dict[fx.Node, list[_Demand]]) -> No
     for tensor, wanted in demands.items():
         wanted.sort(key=lambda one: one.rule.activations.bits if one.rule.activations else 0, reverse=True)
         widest, *narrower = wanted
-        quantized = add(tensor, widest.rule, "")
+        quantized = add(tensor, widest.rule, tensor.name)
         for user in list(tensor.users):
             if user is not quantized:
                 user.replace_input_with(tensor, quantized)
         for one in narrower:
             direct = [(reader, quantized if read is tensor else read) for reader, read in one.readers]
             for read in dict.fromkeys(read for _, read in direct):
-                again = add(read, one.rule, f"_{one.rule.activations}".replace("-", "_"))
+                made = tensor if read is quantized else read
+                again = add(read, one.rule, f"{made.name}_{one.rule.activations}".replace("-", "_"))
                 for reader in (r for r, its_read in direct if its_read is read):
                     reader.replace_input_with(read, again)
     traced.graph.lint()
+    traced.recompile()
+
+
+def remove(traced: fx.GraphModule, path: str) -> None:
+    """Take a quantizer out of the graph again."""
+    for node in [n for n in traced.graph.nodes if n.op == "call_module" and n.target == path]:
+        node.replace_all_uses_with(node.args[0])
+        traced.graph.erase_node(node)
+    traced.delete_submodule(path)
     traced.recompile()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -93,7 +94,9 @@ def quantize(model: nn.Module, recipe: Recipe, *, fold: bool = True) -> nn.Modul
     if isinstance(traced, fx.GraphModule) and student is traced:
         graph.place(traced, rules, recipe.glue)
     # fx copies `meta` along with a graph; a plain module copies all its attributes
-    student.meta = {"lowbit": Origin(recipe, traced if isinstance(traced, str) else "")}  # type: ignore[assignment]
+    kept = getattr(student, "meta", None)
+    noted = Origin(recipe, traced if isinstance(traced, str) else "")
+    student.meta = {**(kept if isinstance(kept, dict) else {}), "lowbit": noted}  # type: ignore[assignment]
     return student
 
 
@@ -114,31 +117,40 @@ def calibrate(student: nn.Module, batches: Batches, *, progress: bool = True) ->
     if not quantizers:
         return
     training = student.training
-    samples, digest = 0, hashlib.sha256()
     try:
-        student.eval()
-        for quantizer in quantizers.values():
-            quantizer.histogram = Histogram()
-        with torch.no_grad():
-            for batch in track(batches, "calibrate", show=progress):
-                call(student, batch)
-                samples += size_of(batch)
-                args, kwargs = inputs_of(batch)
-                for tensor in (*args, *kwargs.values()):
-                    digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-        if not samples:
-            raise CalibrationError("calibration got no batches; give at least one")
+        samples, digest = _watch(student.eval(), quantizers.values(), batches, progress)
+        for name, quantizer in list(quantizers.items()):
+            if quantizer.reads_integers and isinstance(student, fx.GraphModule):
+                graph.remove(student, name)
+                del quantizers[name]
         for quantizer in quantizers.values():
             if not quantizer.histogram or not quantizer.histogram.seen:
                 quantizer.fit_histogram()  # raises, before any scale has changed
         for quantizer in quantizers.values():
             quantizer.fit_histogram()
         if noted := origin(student):
-            noted.calibration_samples, noted.calibration_hash = samples, digest.hexdigest()
+            noted.calibration_samples, noted.calibration_hash = samples, digest
     finally:
         for quantizer in quantizers.values():
             quantizer.histogram = None
         student.train(training)
+
+
+def _watch(student: nn.Module, quantizers: Collection[Quantizer], batches: Batches, progress: bool) -> tuple[int, str]:
+    """Send all batches through with the quantizers watching; the number of samples and a hash of the inputs."""
+    samples, digest = 0, hashlib.sha256()
+    for quantizer in quantizers:
+        quantizer.histogram = Histogram()
+    with torch.no_grad():
+        for batch in track(batches, "calibrate", show=progress):
+            call(student, batch)
+            samples += size_of(batch)
+            args, kwargs = inputs_of(batch)
+            for tensor in (*args, *kwargs.values()):
+                digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    if not samples:
+        raise CalibrationError("calibration got no batches; give at least one")
+    return samples, digest.hexdigest()
 
 
 def freeze(student: nn.Module) -> nn.Module:

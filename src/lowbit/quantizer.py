@@ -47,6 +47,7 @@ class Quantizer(nn.Module):
         self.scale_rule: ScaleRule = scale_rule
         self.name = name
         self.histogram: Histogram | None = None
+        self.reads_integers = False  # a mask or an index, which needs no quantizer: `calibrate` takes it out
         self._ready = False
         scale_shape = self.granularity.scale_shape(shape or torch.Size([]))
         self.scale = nn.Parameter(torch.full(scale_shape, torch.nan), requires_grad=False)
@@ -67,6 +68,7 @@ class Quantizer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Nearest grid numbers to `x`; integer and boolean tensors pass unchanged."""
         if not x.is_floating_point():
+            self.reads_integers = True
             return x
         if self.histogram is not None:
             try:
