@@ -14,7 +14,7 @@ from torch.nn.utils import parametrizations
 from lowbit import graph, models
 from lowbit.formats import Int, parse
 from lowbit.layers import Quantized
-from lowbit.quantize import calibrate, coverage, freeze, quantize
+from lowbit.quantization import calibrate, coverage, freeze, quantize
 from lowbit.quantizer import Quantizer
 from lowbit.recipe import Recipe, Rule
 

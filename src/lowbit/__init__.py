@@ -16,8 +16,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lowbit.cost import Cost as Cost
-    from lowbit.cost import cost as cost
+    from lowbit.costs import Cost as Cost
+    from lowbit.costs import cost as cost
     from lowbit.errors import LowbitError as LowbitError
     from lowbit.export.onnx import Exported as Exported
     from lowbit.export.onnx import export_onnx as export_onnx
@@ -32,24 +32,24 @@ if TYPE_CHECKING:
     from lowbit.granularity import PerChannel as PerChannel
     from lowbit.granularity import PerGroup as PerGroup
     from lowbit.granularity import PerTensor as PerTensor
-    from lowbit.quantize import Coverage as Coverage
-    from lowbit.quantize import calibrate as calibrate
-    from lowbit.quantize import coverage as coverage
-    from lowbit.quantize import freeze as freeze
-    from lowbit.quantize import quantize as quantize
+    from lowbit.quantization import Coverage as Coverage
+    from lowbit.quantization import calibrate as calibrate
+    from lowbit.quantization import coverage as coverage
+    from lowbit.quantization import freeze as freeze
+    from lowbit.quantization import quantize as quantize
     from lowbit.recipe import Recipe as Recipe
     from lowbit.recipe import Rule as Rule
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "lowbit.cost": ("Cost", "cost"),
+    "lowbit.costs": ("Cost", "cost"),
     "lowbit.errors": ("LowbitError",),
     "lowbit.export.onnx": ("Exported", "export_onnx"),
     "lowbit.export.verify": ("Verification", "verify"),
     "lowbit.formats": ("Binary", "Block", "Float", "Int", "Ternary", "parse"),
     "lowbit.granularity": ("PerChannel", "PerGroup", "PerTensor"),
-    "lowbit.quantize": ("Coverage", "calibrate", "coverage", "freeze", "quantize"),
+    "lowbit.quantization": ("Coverage", "calibrate", "coverage", "freeze", "quantize"),
     "lowbit.recipe": ("Recipe", "Rule"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}

@@ -107,10 +107,11 @@ def apply(
     from lowbit import models
     from lowbit.export.onnx import export_onnx
     from lowbit.export.verify import verify as check
-    from lowbit.quantize import calibrate, coverage, quantize
+    from lowbit.quantization import calibrate, coverage, quantize
     from lowbit.recipe import Recipe
 
-    read = Recipe.load(recipe)
+    checked, read = _runtime(runtime), Recipe.load(recipe)
+    out.mkdir(parents=True, exist_ok=True)
     network = models.load(model, weights, Path.cwd())
     spec, base = _data_spec(data)
     samples = _open(spec, base, seed)
@@ -118,7 +119,6 @@ def apply(
         samples = samples.take(limit, seed)
     student = quantize(network, read)
     calibrate(student, samples.batches(100))
-    out.mkdir(parents=True, exist_ok=True)
     example = next(iter(samples.batches(2)))[0]
     provenance = {
         "seed": seed,
@@ -127,7 +127,7 @@ def apply(
         "data_folder": os.fspath(base),
     }
     exported = export_onnx(student, out / "model.onnx", example, opset=opset, provenance=provenance)
-    _show_verification(exported.path, check(exported, samples.batches(100), runtime=_runtime(runtime)))
+    _show_verification(exported.path, check(exported, samples.batches(100), runtime=checked))
     for row in coverage(student).skipped:
         typer.echo(f"  left float: {row.name} ({row.kind}): {row.reason}")
     typer.echo(f"{exported.path}  {exported.path.stat().st_size / 1e6:.3f} MB")
@@ -147,17 +147,18 @@ def verify(
     from lowbit.export.onnx import manifest_entry
     from lowbit.export.verify import verify as check
 
-    entry = manifest_entry(file)
-    provenance: Any = entry.get("provenance") or {}
+    checked, noted = _runtime(runtime), manifest_entry(file).get("provenance")
+    provenance = noted if isinstance(noted, dict) else {}
+    seed = provenance.get("seed")
     if data is not None:
         spec, base = _data_spec(data)
     elif "data" in provenance:
         spec, base = _validated_data(provenance["data"], "manifest.json"), Path(str(provenance.get("data_folder", ".")))
     else:
         raise DataError(f"the manifest of {str(file)!r} does not name its data; give --data")
-    samples = _open(spec, base, int(provenance.get("seed", 0)))
+    samples = _open(spec, base, seed if isinstance(seed, int) else 0)
     samples = samples.take(limit, 0) if len(samples) > limit else samples
-    _show_verification(file, check(file, samples.batches(100), runtime=_runtime(runtime)))
+    _show_verification(file, check(file, samples.batches(100), runtime=checked))
 
 
 def _pilot(spec: PilotSpec, folder: Path, base: Path, jobs: int) -> Run:
@@ -165,6 +166,7 @@ def _pilot(spec: PilotSpec, folder: Path, base: Path, jobs: int) -> Run:
     from lowbit.pilot.run import run_pilot
     from lowbit.report.page import render
 
+    folder.mkdir(parents=True, exist_ok=True)
     model = models.load(spec.model, spec.weights, base)
     calibration = _open(spec.data.calibration, base, spec.seed)
     test = _open(spec.data.test, base, spec.seed)
@@ -172,7 +174,13 @@ def _pilot(spec: PilotSpec, folder: Path, base: Path, jobs: int) -> Run:
         "data": spec.data.test.model_dump(mode="json", exclude_defaults=True),
         "data_folder": str(base.resolve()),
     }
-    run = run_pilot(spec, model, calibration, test, folder, base=base, jobs=jobs, say=typer.echo, provenance=provenance)
+    try:
+        run = run_pilot(
+            spec, model, calibration, test, folder, base=base, jobs=jobs, say=typer.echo, provenance=provenance
+        )
+    except KeyboardInterrupt:
+        typer.echo("lowbit: stopped; the same command goes on where it was", err=True)
+        raise typer.Exit(130) from None
     files.write_text(folder / "report.html", render(run))
     _show_run(run)
     typer.echo(f"\nreport: {(folder / 'report.html').resolve()}")
@@ -237,36 +245,43 @@ def _show_run(run: Run) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    base = run.trials[0]
-    table = Table(title=f"{run.name}: {run.kpi.metric} >= {run.kpi.minimum:g}", title_justify="left")
-    for column in ("variant", "verdict", run.kpi.metric, "95 % interval", "agrees", "MB", "MBOPs"):
-        table.add_column(column, justify="left" if column in ("variant", "verdict") else "right")
-    for row in base.latencies:
-        table.add_column(f"ms @{row.batch}", justify="right")
+    from lowbit.report import figures
+
+    typer.echo(f"\n{run.name}: {run.kpi.metric} >= {run.kpi.minimum:g}")
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))  # fits in 80 columns
+    for column in ("variant", "verdict"):
+        table.add_column(column, overflow="fold")
+    for column in (run.kpi.metric, "95 % interval", "agrees", "MB", "BOPs"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in run.trials[0].latencies:
+        table.add_column(f"ms @{row.batch}", justify="right", no_wrap=True)
     for trial in run.trials:
-        if trial.score is None:
-            table.add_row(trial.name, "failed", (trial.error or "")[:60])
+        if trial.score is None:  # why, stands in the line that announced it, and in the report
+            table.add_row(trial.name, trial.verdict)
             continue
         table.add_row(
             trial.name,
             trial.verdict,
             f"{trial.score.value:.4f}",
-            f"{trial.score.low:.4f}-{trial.score.high:.4f}",
-            f"{trial.agreement.value:.2%}" if trial.agreement else "",
+            f"{trial.score.low:.3f}-{trial.score.high:.3f}",
+            f"{trial.agreement.value:.1%}" if trial.agreement else "",
             f"{trial.file_bytes / 1e6:.3f}",
-            f"{trial.bops / 1e6:.0f}",
+            figures.count(trial.bops),
             *(f"{row.median_ms:.3f}" for row in trial.latencies),
         )
     Console().print(table)
 
 
 def main() -> None:
-    """Run the command line; a `LowbitError` is one line on standard error and exit status 2."""
+    """Run the command line; a `LowbitError`, or a disk that refuses, is one line on stderr and exit status 2."""
     try:
         app()
     except LowbitError as error:
-        typer.echo(f"lowbit: {error}", err=True)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        typer.echo("lowbit: stopped; the same command goes on where it was", err=True)
-        sys.exit(130)
+        message = str(error)
+    except OSError as error:
+        what = f"{error.filename}: " if error.filename else ""
+        message = f"{what}{error.strerror or error}; check the path, its permissions and the free space"
+    else:
+        return
+    typer.echo(f"lowbit: {' '.join(message.split())}", err=True)
+    sys.exit(2)

@@ -41,8 +41,8 @@ def trained_weights(path: Path, *, progress: bool = True) -> Path:
     if not path.exists():
         from safetensors.torch import save
 
-        model = _trained(progress)
         path.parent.mkdir(parents=True, exist_ok=True)
+        model = _trained(progress)
         with files.replacing(path) as temporary:
             temporary.write_bytes(save(model.state_dict()))
     return path

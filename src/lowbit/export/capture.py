@@ -8,10 +8,11 @@ tracing, every quantizer is swapped for a stand-in that leaves a node with the q
 from __future__ import annotations
 
 import copy
+import io
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from typing import Any
 
 import onnx
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from lowbit.batches import Batch, inputs_of
 from lowbit.errors import ExportError
 from lowbit.layers import Quantized
-from lowbit.quantize import activation_quantizers
+from lowbit.quantization import activation_quantizers
 from lowbit.quantizer import Codes, Quantizer
 
 DOMAIN = "lowbit"
@@ -87,11 +88,14 @@ def capture(frozen: nn.Module, example: Batch, opset: int, dynamic_batch: bool) 
                 verbose=False,
             )
     except Exception as error:  # the exporter raises many types, some from the user's own forward
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        cause: BaseException = error
+        while cause.__cause__ is not None:  # the exporter wraps what went wrong in instructions for its own developers
+            cause = cause.__cause__
+        lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
         first = next((line for line in lines if "Error" in line or "violat" in line), lines[0] if lines else "")
         remedy = "; if its batch size is fixed, export with dynamic_batch=False" if dynamic_batch else ""
         raise ExportError(
-            f"torch cannot export {type(frozen).__name__}: {type(error).__name__}: {first}{remedy}"
+            f"torch cannot export {type(frozen).__name__}: {type(cause).__name__}: {first}{remedy}"
         ) from error
     assert program is not None  # dynamo=True always returns a program
     return program.model_proto
@@ -103,13 +107,12 @@ def _at_least_two(x: Tensor) -> Tensor:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the exporter's own warnings (missing torchvision, deprecations) away from the user."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """Keep the exporter's own warnings (missing torchvision, deprecations) and graphs away from the user."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.ERROR)
     try:
-        with warnings.catch_warnings(), torch.no_grad():
+        with warnings.catch_warnings(), torch.no_grad(), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        logging.disable(disabled)

@@ -13,11 +13,11 @@ from torch import nn
 
 from lowbit import files
 from lowbit.batches import Batch
-from lowbit.cost import cost
+from lowbit.costs import cost
 from lowbit.errors import DataError, ExportError
 from lowbit.export.capture import capture
 from lowbit.export.qdq import lower
-from lowbit.quantize import coverage, freeze, origin
+from lowbit.quantization import coverage, freeze, origin
 
 MANIFEST = "manifest.json"
 _PACKAGES = ("lowbit", "torch", "onnx", "onnxruntime", "onnxscript", "numpy")

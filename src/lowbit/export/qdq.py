@@ -6,6 +6,8 @@ What runtimes need to run on integers, all of it measured with ONNX Runtime 1.31
   DQ), so a 4-bit tensor still sits between integer kernels.
 - Weights of at most 4 bits are stored as INT4 (INT2 from opset 25), cast to INT8 and dequantized: runtimes fold the
   cast while loading, so the file is packed and the kernel is the int8 one.
+- Behind a float input they are cast to float and multiplied instead, which runtimes fold as well. Dequantized, ONNX
+  Runtime would do so at every call, or make a MatMul a MatMulNBits, which rounds its input to int8 by itself.
 - Biases are int32 with scale input x weight; kernels ignore the stored scale, so it must be exactly that product.
 - Operations that only move numbers get the same Q/DQ pair again behind them, so that they move integers.
 - A mean over the image is a GlobalAveragePool: there is an integer kernel for the one and none for the other.
@@ -61,9 +63,10 @@ class _Rewrite:
     names: set[str] = field(default_factory=set)
     renamed: dict[str, str] = field(default_factory=dict)  # tensor -> the tensor that took its place
     pairs: dict[str, str] = field(default_factory=dict)  # dequantized tensor -> its quantizer
-    marked: dict[str, str] = field(default_factory=dict)  # tensor of a weight mark -> its layer
+    guards: dict[str, str] = field(default_factory=dict)  # dequantized tensor -> the same behind a Clip
+    marked: dict[str, tuple[str, bool]] = field(default_factory=dict)  # tensor of a weight mark -> layer, transposed
     weights: dict[str, str] = field(default_factory=dict)  # dequantized weight tensor -> its layer
-    made: dict[str, str] = field(default_factory=dict)  # layer -> its dequantized weight tensor
+    made: dict[tuple[str, bool, bool], str] = field(default_factory=dict)  # layer, transposed, integer -> the same
     uses: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -117,7 +120,7 @@ class _Rewrite:
             z = self.emit("Cast", [z], f"{name}.codes", to=_CASTABLE[fmt][0])
             z = self.emit("Cast", [z], f"{name}.values", to=TensorProto.FLOAT)
             return self.emit("Mul", [z, step], f"{name}.dequantize", output)
-        if not (isinstance(fmt, Int) or fmt == Ternary()):
+        if not (isinstance(fmt, Int) or fmt == Ternary()) or fmt == Int(16, narrow=True):
             raise ExportError(
                 f"activations {quantizer_name!r}: no runtime computes with {fmt} activations; use int2 to int16, "
                 "or e4m3fn, e5m2, e4m3fnuz, e5m2fnuz, bf16, fp16, in the recipe"
@@ -125,7 +128,9 @@ class _Rewrite:
         # the lowest code is stored as 0, so that after a ReLU the zero point is 0 and runtimes drop the ReLU
         kind = np.uint16 if fmt.bits > 8 else np.uint8
         x, *clamp = self.unclamped(x) if kind is np.uint8 else (x, -np.inf, np.inf)
-        bounds = [int(v - fmt.min) for v in quantizer.quantize(torch.tensor(clamp, device=quantizer.scale.device)).tolist()]
+        bounds = [
+            int(v - fmt.min) for v in quantizer.quantize(torch.tensor(clamp, device=quantizer.scale.device)).tolist()
+        ]
         zero_point = 0 if quantizer.zero_point is None else int(quantizer.zero_point)
         step = self.constant(f"{name}.scale", scale)
         zero = self.constant(f"{name}.zero_point", kind(zero_point - fmt.min))
@@ -160,19 +165,19 @@ class _Rewrite:
 
     # Weights
 
-    def weight(self, name: str, transposed: bool = False) -> str:
+    def weight(self, name: str, transposed: bool, integer: bool) -> str:
         """The dequantized weight of a layer; made once, also if the layer is called twice."""
-        key = f"{name}{'.T' if transposed else ''}"
+        key = (name, transposed, integer)
         if key not in self.made:
             layer = self.frozen.get_submodule(name)
             assert isinstance(layer, Quantized)
             assert isinstance(layer.weight_quantizer, Codes)
             stored = self.numbered(f"{name}.weight")
-            self.made[key] = self._dequantized(stored, layer.weight_quantizer, transposed)
+            self.made[key] = self._dequantized(stored, layer.weight_quantizer, transposed, integer)
             self.weights[self.made[key]] = name
         return self.made[key]
 
-    def _dequantized(self, name: str, codes: Codes, transposed: bool) -> str:
+    def _dequantized(self, name: str, codes: Codes, transposed: bool, integer: bool) -> str:
         stored, scale = codes.codes(), codes.scale.detach().cpu()
         spread = codes.granularity.spread(scale, codes.shape)
         axis = codes.granularity.axis or 0 if isinstance(codes.granularity, PerChannel) else 0
@@ -181,48 +186,46 @@ class _Rewrite:
             spread = spread.T if spread.dim() == 2 else spread
             transposed = False
         fmt = codes.format.element if isinstance(codes.format, Block) else codes.format
-        unit = 1.0 if isinstance(fmt, Int) else fmt.unit  # int16 has none, but DequantizeLinear reads it
-        if unit is None:
-            assert isinstance(fmt, Float)  # every other format has integer values
-            values = self._float_values(name, fmt, stored)
-            step = self.constant(f"{name}.scale", spread.numpy())
-            weight = self.emit("Mul", [values, step], f"{name}.dequantize")
-        else:
-            weight, where = self._integers(name, fmt, stored), dict[str, Any](axis=axis)
-            if isinstance(codes.granularity, PerGroup):
-                scale, where = spread, dict[str, Any](axis=2, block_size=codes.granularity.size)
-            zero = self.zeros(tuple(scale.shape), np.int16 if fmt.bits > 8 else np.int8)
-            inputs = [weight, self.constant(f"{name}.scale", (scale * unit).numpy()), zero]
-            weight = self.emit("DequantizeLinear", inputs, f"{name}.dequantize", **where)
+        if integer:
+            step = self.constant(f"{name}.scale", (scale * (fmt.unit or 1.0)).numpy())
+            inputs = [self._integers(name, fmt, stored), step, self.zeros(tuple(scale.shape))]
+            return self.emit("DequantizeLinear", inputs, f"{name}.dequantize", axis=axis)
+        inputs = [self._float_values(name, fmt, stored), self.constant(f"{name}.scale", spread.numpy())]
+        weight = self.emit("Mul", inputs, f"{name}.dequantize")
         if isinstance(codes.granularity, PerGroup):
             weight = self._ungrouped(name, weight, codes)
         return self.emit("Transpose", [weight], f"{name}.T", perm=[1, 0]) if transposed else weight
 
     def _integers(self, name: str, fmt: Format, codes: Tensor) -> str:
-        """Grid values as int8 (int16 for 16 bits), in units of `Format.unit`, from packed storage."""
+        """Grid values as int8, in units of `Format.unit`, from packed storage."""
         if isinstance(fmt, Float):
             table = (fmt.table() / (fmt.unit or 1)).numpy().astype(np.int8)
             return self.emit(
                 "Gather", [self.constant(f"{name}.table", table), self._index(name, fmt, codes)], f"{name}.int8"
             )
+        stored = self._packed(name, fmt, codes)
+        return self.emit("Cast", [stored], f"{name}.int8", to=TensorProto.INT8) if fmt.bits <= 4 else stored
+
+    def _packed(self, name: str, fmt: Format, codes: Tensor) -> str:
         bits = next(b for b in _CONTAINERS if b >= fmt.bits and (b != 2 or self.opset >= 25))
-        stored = self.constant(f"{name}.codes", fmt.decode(codes).numpy().astype(_CONTAINERS[bits]))
-        return self.emit("Cast", [stored], f"{name}.int8", to=TensorProto.INT8) if bits < 8 else stored
+        return self.constant(f"{name}.codes", fmt.decode(codes).numpy().astype(_CONTAINERS[bits]))
 
     def _index(self, name: str, fmt: Float, codes: Tensor) -> str:
         kind = ml_dtypes.uint4 if fmt.bits <= 4 else np.uint8 if fmt.bits <= 8 else np.uint16
         index = self.constant(f"{name}.codes", codes.numpy().astype(kind))
         return self.emit("Cast", [index], f"{name}.index", to=TensorProto.INT32)
 
-    def zeros(self, shape: tuple[int, ...], kind: type[np.generic]) -> str:
+    def zeros(self, shape: tuple[int, ...]) -> str:
         """A zero point, shared by all weights of its shape: without one, ONNX Runtime keeps a Gemm float."""
-        name = f"zero_point.{np.dtype(kind).name}.{'x'.join(map(str, shape)) or 'scalar'}"
+        name = f"zero_point.{'x'.join(map(str, shape)) or 'scalar'}"
         if name not in self.initializers:
-            self.initializers[name] = numpy_helper.from_array(np.zeros(shape, kind), name)
+            self.initializers[name] = numpy_helper.from_array(np.zeros(shape, np.int8), name)
         return name
 
-    def _float_values(self, name: str, fmt: Float, codes: Tensor) -> str:
-        """Unscaled numbers of a float format, from the smallest storage the runtime reads."""
+    def _float_values(self, name: str, fmt: Format, codes: Tensor) -> str:
+        """Unscaled numbers as float32, from the smallest storage the runtime reads."""
+        if not isinstance(fmt, Float):
+            return self.emit("Cast", [self._packed(name, fmt, codes)], f"{name}.values", to=TensorProto.FLOAT)
         if fmt in _CASTABLE:
             array = fmt.decode(codes).numpy().astype(_CASTABLE[fmt][1])  # type: ignore[call-overload]
             return self.emit("Cast", [self.constant(f"{name}.codes", array)], f"{name}.values", to=TensorProto.FLOAT)
@@ -276,10 +279,15 @@ class _Rewrite:
 
     def visit(self, node: onnx.NodeProto) -> None:
         if node.op_type == "Transpose" and node.input[0] in self.marked and self._swaps_axes(node):
-            self.renamed[node.output[0]] = self.weight(self.marked[node.input[0]], transposed=True)
+            layer, transposed = self.marked[node.input[0]]
+            self.marked[node.output[0]] = layer, not transposed
             return
         for i, name in enumerate(node.input):
-            node.input[i] = self.weight(self.marked[name]) if name in self.marked else self.renamed.get(name, name)
+            node.input[i] = self.renamed.get(name, name)
+        for i, name in enumerate(node.input):
+            if name in self.marked:
+                layer, transposed = self.marked[name]
+                node.input[i] = self.weight(layer, transposed, i == 1 and self.on_integers(layer, node))
         if node.domain == DOMAIN:
             self.replace_mark(node)
             return
@@ -296,7 +304,7 @@ class _Rewrite:
         name = helper.get_attribute_value(node.attribute[0]).decode()
         result = node.output[0]
         if node.op_type == "Weight":
-            self.marked[result] = name
+            self.marked[result] = name, False
             return
         kept = result if result in self.outputs else ""
         if kept:
@@ -308,34 +316,44 @@ class _Rewrite:
         if node.op_type not in _WEIGHTED:
             return
         for i, tensor in enumerate(node.input):
-            if layer := self.weights.get(tensor):
+            if (layer := self.weights.get(tensor)) is not None:  # a model that is itself a layer has the name ""
                 node.name = self.numbered(layer)
-                if i == 1 and len(node.input) > 2:
-                    node.input[2] = self.bias(layer, node.input[2])
-                if i == 1 and not self.integer_weight(layer):
+                if i == 1 and self.on_integers(layer, node):
+                    node.input[2:] = [self.bias(layer, bias) for bias in node.input[2:]]
+                elif i == 1:
                     node.input[0] = self.guarded(node.input[0])
             elif tensor.endswith(".weight") and tensor in self.initializers:
                 node.name = self.numbered(tensor.removesuffix(".weight").removesuffix(".layer"))
                 if i == 1:
                     node.input[0] = self.guarded(node.input[0])
 
-    def integer_weight(self, layer: str) -> bool:
+    def on_integers(self, layer: str, node: onnx.NodeProto) -> bool:
+        """Whether a layer's node multiplies 8-bit codes of its input with 8-bit codes of its weight, and adds the rest.
+
+        Its float bias cannot become a sum of codes if its calls read different scales.
+        """
         quantized = self.frozen.get_submodule(layer)
         assert isinstance(quantized, Quantized)
-        assert isinstance(codes := quantized.weight_quantizer, Codes)
-        sums_share_scale = codes.granularity in (PerTensor(), output_granularity(quantized.layer, PerChannel()))
-        return codes.format.unit is not None and sums_share_scale
+        codes = quantized.weight_quantizer
+        assert isinstance(codes, Codes)
+        if node.op_type not in _WEIGHTED or node.input[0] not in self.pairs or codes.format.unit is None:
+            return False
+        reads = self.frozen.get_submodule(self.pairs[node.input[0]])
+        assert isinstance(reads, Quantizer)
+        a_scale_each_sum = codes.granularity in (PerTensor(), output_granularity(quantized.layer, PerChannel()))
+        bias_fits = len(node.input) < 3 or quantized.input_scale is not None
+        return a_scale_each_sum and reads.format.unit == 1.0 and bias_fits
 
     def guarded(self, x: str) -> str:
         """`x`, if it comes out of a Q/DQ pair behind a Clip that changes nothing.
 
-        ONNX Runtime rounds a float weight to int8 by itself where the layer's input comes straight from a
+        ONNX Runtime rounds a float weight or bias to integers by itself where the layer's input comes straight from a
         DequantizeLinear; a weight whose numbers are no plain int8 grid would change.
         """
-        if x not in self.pairs:
-            return x
-        limits = [self.constant(f"{x}.{e}", np.float32(v)) for e, v in (("lowest", -3.4e38), ("highest", 3.4e38))]
-        return self.emit("Clip", [x, *limits], f"{x}.guard")
+        if x in self.pairs and x not in self.guards:
+            limits = [self.constant(f"{x}.{e}", np.float32(v)) for e, v in (("lowest", -3.4e38), ("highest", 3.4e38))]
+            self.guards[x] = self.emit("Clip", [x, *limits], f"{x}.guard")
+        return self.guards.get(x, x)
 
     def pooled(self, node: onnx.NodeProto) -> onnx.NodeProto | None:
         """GlobalAveragePool for a mean over all axes behind the channels that keeps them."""

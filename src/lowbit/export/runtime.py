@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from lowbit.cost import Latency, measure
+from lowbit.costs import Latency, measure
 from lowbit.errors import ExportError
 
 Array = npt.NDArray[np.generic]
@@ -95,7 +95,7 @@ class _OnnxRuntime(Session):
             self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
             nodes = onnx.load(written, load_external_data=False).graph.node
         # fused nodes carry the first node's name and a counter
-        self._operators = [
+        self._operators: list[tuple[str, tuple[str, ...]]] = [
             (node.op_type, (re.sub(r"_(token_\d+|nchwc)$", "", node.name) or node.output[0],)) for node in nodes
         ]
         self.inputs = tuple(i.name for i in self._session.get_inputs())
@@ -141,9 +141,9 @@ class _OpenVino(Session):
             kind, precision = (str(info[k].astype(str)) for k in ("layerType", "runtimePrecision"))
             if kind not in ("Input", "Output", "Const", "Parameter", "Result", "Constant"):
                 names = str(info["originalLayersNames"].astype(str)).split(",")
-                # a layer with a bias is split in two, and the layer's own name may be lost
-                names = [re.sub("/WithoutBiases.*", "", name) for name in names if name]
-                found.append((f"{kind} {precision}", tuple(dict.fromkeys(names))))
+                if kind in ("Convolution", "Deconvolution", "FullyConnected", "MatMul"):  # some lose their own name
+                    names = [re.sub("/(WithoutBiases|Dequantization).*", "", name) for name in names]
+                found.append((f"{kind} {precision}", tuple(dict.fromkeys(name for name in names if name))))
         return found
 
     def is_integer(self, kernel: str) -> bool:

@@ -12,30 +12,36 @@ Killed at any moment and started again, a pilot keeps every finished trial and e
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import hashlib
 import json
 import os
+import pickle
 import platform
+import re
 import shlex
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from joblib import Parallel, delayed
-from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from lowbit import files
-from lowbit.cost import Latency
-from lowbit.errors import DataError
+from lowbit.batches import call, output_tensor
+from lowbit.costs import Latency
+from lowbit.errors import DataError, LowbitError
 from lowbit.export.runtime import Session, arrays, open_session
 from lowbit.pilot import statistics
-from lowbit.pilot.record import Kpi, LatencyRow, Provenance, Run, Trial
+from lowbit.pilot.record import Kpi, LatencyRow, Provenance, Run, Timings, Trial, read
 from lowbit.pilot.spec import PilotSpec
 from lowbit.pilot.trial import Samples, Settings, Task, finished, run_trial
 from lowbit.progress import track
@@ -43,6 +49,7 @@ from lowbit.progress import track
 REPEATS = 100
 _PACKAGES = ("lowbit", "torch", "onnx", "onnxruntime", "numpy")
 Say = Callable[[str], None]
+Shared = tuple[nn.Module, Samples, Samples, Settings]
 
 
 def run_pilot(
@@ -66,31 +73,26 @@ def run_pilot(
         calibration: inputs that set activation scales; labels are not used.
         test: inputs, and labels if the metric needs them, that the report is about.
         folder: where the run is written.
-        base: what paths in the pilot file are relative to.
+        base: what paths in the pilot file are relative to; the current folder by default.
         provenance: more to note in each file's manifest, such as where the data is.
         jobs: trials at once, in processes of their own (joblib; `joblib.parallel_config` chooses a cluster).
         say: receives a line for each step.
         progress: show bars on a terminal.
 
     Raises:
-        DataError: the metric needs labels that are missing, or results cannot be written.
+        DataError: the metric needs labels that are missing, the model does not take the data, a record of an earlier
+            run is damaged, or results cannot be written.
         RecipeError: a variant's recipe cannot be read.
     """
-    statistics.check_metric(spec.kpi.metric, None if test.labels is None else test.labels.numpy())
-    settings = Settings(spec.kpi.metric, spec.seed, spec.runtime.name, spec.runtime.threads, dict(provenance or {}))
-    weights_hash = _weights_hash(model)
-    about = [
-        spec.model,
-        weights_hash,
-        calibration.hash,
-        test.hash,
-        settings.metric,
-        spec.seed,
-        settings.runtime,
-        settings.threads,
-        version("lowbit"),
-    ]
-    where = base or Path()
+    where, metric, runtime = base or Path(), spec.kpi.metric, spec.runtime
+    statistics.check_metric(metric, None if test.labels is None else test.labels.numpy(), where)
+    with torch.no_grad():
+        for samples in (calibration, test):
+            output_tensor(call(model, next(iter(samples.batches(2)))))
+    settings = Settings(metric, spec.seed, runtime.name, runtime.threads, dict(provenance or {}), where)
+    weights_hash, versions = _weights_hash(model), _versions(runtime.name)
+    about: list[object] = [spec.model, weights_hash, _code_hash(model, metric, where), calibration.hash, test.hash]
+    about += [metric, spec.seed, runtime.name, runtime.threads, versions]
 
     def task(name: str, recipe: Any, opset: int) -> Task:
         content = json.dumps([*about, recipe.to_dict() if recipe else None, opset], sort_keys=True)
@@ -98,45 +100,31 @@ def run_pilot(
         return Task(name, folder / "variants" / name, fingerprint, recipe, opset)
 
     tasks = [task("float", None, 21)]
-    tasks += [task(v.name, v.to_recipe(where, spec.name), v.opset) for v in spec.variants]
+    tasks += [task(v.name, v.to_recipe(where, f"{spec.name}: {v.name}"), v.opset) for v in spec.variants]
     folder.mkdir(parents=True, exist_ok=True)
     run = Run(
         spec.name,
         spec.model,
         Kpi(spec.kpi.metric, spec.kpi.minimum),
         spec.model_dump(mode="json", exclude_defaults=True),
-        _provenance(spec, calibration, test, weights_hash),
+        _provenance(spec, calibration, test, weights_hash, versions),
     )
     if (folder / "run.json").exists():
-        earlier = read_run(folder)
+        earlier = read(Run, folder / "run.json")
         if earlier.pilot == run.pilot and _same_material(earlier.provenance, run.provenance):
             run = earlier  # taken up again: it started when it first started
     files.write_json(folder / "run.json", asdict(run))
+    done = {t.name: trial for t in tasks if (trial := finished(t))}
+    for trial in done.values():
+        say(f"{summary(trial)} (kept)")
     shared = (model, calibration, test, settings)
-    trials = [_announced(tasks[0], shared, say, progress)]  # the others are compared with the float baseline
-    if jobs == 1:
-        trials += [_announced(t, shared, say, progress) for t in tasks[1:]]
-    else:
-        parallel = Parallel(n_jobs=jobs, return_as="generator")
-        for trial in parallel(delayed(run_trial)(t, *shared, progress=False) for t in tasks[1:]):
+    imports = _Imports((spec.model, metric), where)
+    for together in (tasks[:1], tasks[1:]):  # the float baseline alone: the others are compared with it
+        for trial in _run([t for t in together if t.name not in done], shared, jobs, imports, progress):
             say(summary(trial))
-            trials.append(trial)
-    latencies = _latencies(run, tasks, trials, spec, test, folder, progress)
-    return assemble(run, trials, latencies)
-
-
-def read_run(folder: Path) -> Run:
-    """What a run folder says was asked, without its trials.
-
-    Raises:
-        DataError: there is no such folder, or its `run.json` is no record of a run.
-    """
-    path = folder / "run.json"
-    try:
-        return TypeAdapter(Run).validate_python(files.read_json(path))
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise DataError(f"{str(path)!r} is no record of a run ({first['msg']}); delete it to start anew") from None
+            done[trial.name] = trial
+    trials = [done[t.name] for t in tasks]
+    return assemble(run, trials, _latencies(run, tasks, trials, spec, test, folder, progress))
 
 
 def _same_material(a: Provenance, b: Provenance) -> bool:
@@ -165,23 +153,55 @@ def summary(trial: Trial) -> str:
     return f"{trial.name:<16} {trial.score.value:.4f}  {trial.file_bytes / 1e6:.3f} MB  {trial.seconds:.0f} s"
 
 
-def _announced(task: Task, shared: tuple[nn.Module, Samples, Samples, Settings], say: Say, progress: bool) -> Trial:
-    kept = finished(task) is not None
-    trial = run_trial(task, *shared, progress=progress)
-    say(summary(trial) + (" (kept)" if kept else ""))
-    return trial
+@dataclass(frozen=True)
+class _Imports:
+    """Imports the user's modules when it is unpickled: a process of its own needs them before it meets the model."""
+
+    references: tuple[str, ...]
+    folder: Path
+
+    def __reduce__(self) -> tuple[Callable[..., _Imports], tuple[tuple[str, ...], Path]]:
+        return _imported, (self.references, self.folder.resolve())
+
+
+def _imported(references: tuple[str, ...], folder: Path) -> _Imports:
+    for reference in references:
+        with contextlib.suppress(LowbitError):  # accuracy, or a model that a program built: nothing to import
+            files.resolve(reference, folder)
+    return _Imports(references, folder)
+
+
+def _apart(imports: _Imports, task: Task, *shared: Any) -> Trial:
+    return run_trial(task, *shared, progress=False)
+
+
+def _run(tasks: list[Task], shared: Shared, jobs: int, imports: _Imports, progress: bool) -> Iterator[Trial]:
+    if min(jobs, len(tasks)) <= 1:
+        yield from (run_trial(task, *shared, progress=progress) for task in tasks)
+        return
+    parallel = Parallel(n_jobs=jobs, return_as="generator")
+    try:
+        yield from parallel(delayed(_apart)(imports, task, *shared) for task in tasks)
+    except (BrokenProcessPool, pickle.PicklingError) as error:
+        raise DataError(
+            f"the variants cannot run in {jobs} processes ({files.one_line(error)}); run them with --jobs 1"
+        ) from error
 
 
 def _latencies(
     run: Run, tasks: list[Task], trials: list[Trial], spec: PilotSpec, test: Samples, folder: Path, progress: bool
 ) -> dict[str, tuple[LatencyRow, ...]]:
-    """Time all files in turn, batch by batch size; kept while the files are the same."""
+    """Time all files in turn, batch by batch size; kept while files, machine and versions are the same."""
     paths = {t.name: t.folder / "model.onnx" for t, trial in zip(tasks, trials, strict=True) if trial.score}
-    key = {name: files.sha256(path) for name, path in paths.items()}
-    asked = spec.runtime.model_dump(mode="json")
-    kept = _read_latencies(folder / "latency.json")
-    if kept is not None and kept[0] == [key, asked]:
-        return kept[1]
+    of = {
+        "files": {name: files.sha256(path) for name, path in paths.items()},
+        "runtime": spec.runtime.model_dump(mode="json"),
+        "machine": run.provenance.machine,
+        "versions": run.provenance.versions,
+    }
+    record = folder / "latency.json"
+    if record.exists() and (kept := read(Timings, record)).of == of:
+        return kept.rows
     sessions = {n: open_session(p, runtime=spec.runtime.name, threads=spec.runtime.threads) for n, p in paths.items()}
     rows: dict[str, list[LatencyRow]] = {name: [] for name in paths}
     for batch in spec.runtime.batches:
@@ -191,8 +211,7 @@ def _latencies(
         for name, latency in _interleaved(sessions, inputs, f"time batch {batch}", progress).items():
             rows[name].append(LatencyRow(spec.runtime.name, batch, spec.runtime.threads, **asdict(latency)))
     result = {name: tuple(found) for name, found in rows.items()}
-    written = {name: [asdict(row) for row in found] for name, found in result.items()}
-    files.write_json(folder / "latency.json", {"of": [key, asked], "rows": written})
+    files.write_json(record, asdict(Timings(of, result)))
     return result
 
 
@@ -208,33 +227,41 @@ def _interleaved(sessions: dict[str, Session], inputs: Any, what: str, progress:
     return {n: Latency(float(q[1]), float(q[0]), float(q[2]), REPEATS) for n, q in quantiles.items()}
 
 
-def _read_latencies(path: Path) -> tuple[list[Any], dict[str, tuple[LatencyRow, ...]]] | None:
-    if not path.exists():
-        return None
-    data = files.read_json(path)
-    try:
-        rows = TypeAdapter(dict[str, tuple[LatencyRow, ...]]).validate_python(data["rows"])  # type: ignore[index]
-        return data["of"], rows  # type: ignore[index]
-    except (ValidationError, KeyError, TypeError) as error:
-        raise DataError(f"{str(path)!r} is no latency record; delete it to measure again") from error
-
-
 def _weights_hash(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        # as bytes, because NumPy has no bfloat16
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
-def _provenance(spec: PilotSpec, calibration: Samples, test: Samples, weights_hash: str) -> Provenance:
+def _code_hash(model: nn.Module, metric: str, folder: Path) -> str:
+    """Of what the weights leave out: the modules' structure, and the files in which they and the metric are written."""
+    names = {type(module).__module__ for module in model.modules()}
+    if ":" in metric:
+        names.add(files.resolve(metric, folder).__module__)
+    paths = {Path(getattr(sys.modules.get(name), "__file__", None) or "") for name in names}
+    structure = re.sub(r"0x[0-9a-f]+", "", repr(model))  # addresses change from run to run
+    content = [structure, *sorted(files.sha256(path) for path in paths if path.is_file())]
+    return hashlib.sha256("\n".join(content).encode()).hexdigest()
+
+
+def _versions(runtime: str) -> dict[str, str]:
+    names = [name for name in dict.fromkeys((*_PACKAGES, runtime)) if find_spec(name)]
+    return {"python": platform.python_version()} | {name: version(name) for name in names}
+
+
+def _provenance(
+    spec: PilotSpec, calibration: Samples, test: Samples, weights_hash: str, versions: dict[str, str]
+) -> Provenance:
     return Provenance(
         command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         started=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         seed=spec.seed,
         data_hash=hashlib.sha256((calibration.hash + test.hash).encode()).hexdigest(),
         weights_hash=weights_hash,
-        versions={"python": platform.python_version()} | {name: version(name) for name in _PACKAGES},
+        versions=versions,
         machine={"system": platform.platform(), "processor": _processor(), "cores": str(os.cpu_count())},
     )
 

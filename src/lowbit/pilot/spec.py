@@ -4,16 +4,45 @@ from __future__ import annotations
 
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from lowbit import files
-from lowbit.errors import RecipeError
+from lowbit.errors import FormatError, RecipeError
+from lowbit.formats import parse
+from lowbit.granularity import parse_granularity
 from lowbit.recipe import Recipe, validated
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
+_MOST_VALUES = 100_000  # in a pilot file; it has hundreds
+
+
+def _wrong(reason: str) -> PydanticCustomError:
+    return PydanticCustomError("wrong", "{reason}", {"reason": reason})
+
+
+def _format_name(name: str) -> str:
+    try:
+        parse(name)
+    except FormatError as error:
+        raise _wrong(str(error)) from None
+    return name
+
+
+def _granularity_name(name: str) -> str:
+    try:
+        parse_granularity(name)
+    except FormatError as error:
+        raise _wrong(str(error)) from None
+    return name
+
+
+FormatName = Annotated[str, AfterValidator(_format_name)]
+GranularityName = Annotated[str, AfterValidator(_granularity_name)]
 
 
 class _Section(BaseModel):
@@ -36,7 +65,7 @@ class DataSpec(_Section):
     source: str
     inputs: str | None = None
     labels: str | None = None
-    limit: int | None = None
+    limit: int | None = Field(default=None, ge=1)
     preprocess: PreprocessSpec = PreprocessSpec()
 
 
@@ -51,7 +80,13 @@ class KpiSpec(_Section):
     """The figure that decides: accuracy, agreement (with the float model), r2, or ``module:function``."""
 
     metric: str = "accuracy"
-    minimum: float
+    minimum: float = Field(allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _is_within_reach(self) -> KpiSpec:
+        if self.metric in ("accuracy", "agreement") and not 0 <= self.minimum <= 1:
+            raise _wrong(f"minimum {self.minimum:g}: {self.metric} is a share from 0 to 1; write 0.9 for 90 %")
+        return self
 
 
 class RuntimeSpec(_Section):
@@ -59,7 +94,7 @@ class RuntimeSpec(_Section):
 
     name: Literal["onnxruntime", "openvino"] = "onnxruntime"
     threads: int = Field(default=1, ge=1)
-    batches: tuple[int, ...] = (1, 32)
+    batches: tuple[Annotated[int, Field(ge=1)], ...] = (1, 32)
 
 
 class Variant(_Section):
@@ -67,37 +102,43 @@ class Variant(_Section):
 
     name: str
     recipe: str | None = None
-    weights: str | None = None
-    activations: str | None = None
-    granularity: str = "channel"
+    weights: FormatName | None = None
+    activations: FormatName | None = None
+    granularity: GranularityName = "channel"
     rules: tuple[dict[str, object], ...] = ()
-    glue: str | None = "int8"
-    opset: int = 21
+    glue: FormatName | None = "int8"
+    opset: int = Field(default=21, ge=21, le=25)
 
     @field_validator("name")
     @classmethod
     def _is_a_folder_name(cls, name: str) -> str:
         if not _NAME.fullmatch(name) or name == "float":
-            raise ValueError("a variant's name is a folder name of letters, digits and . _ + - (and not 'float')")
+            raise _wrong("a variant's name is a folder name of letters, digits and . _ + - (and not 'float')")
         return name
 
     @model_validator(mode="after")
     def _says_something(self) -> Variant:
-        if self.recipe and (self.weights or self.activations or self.rules):
-            raise ValueError("give either a recipe file, or weights, activations and rules")
+        given = sorted(self.model_fields_set - {"name", "recipe", "opset"})
+        if self.recipe and given:
+            raise _wrong(f"a recipe file and {', '.join(given)}: give one or the other")
         if not (self.recipe or self.weights or self.activations or self.rules):
-            raise ValueError("say what to quantize: weights, activations, rules, or a recipe file")
+            raise _wrong("say what to quantize: weights, activations, rules, or a recipe file")
         return self
 
     def to_recipe(self, folder: Path, where: str) -> Recipe:
-        """The recipe of this variant; paths are relative to `folder`."""
+        """The recipe of this variant; paths are relative to `folder`, and `where` begins error messages.
+
+        Raises:
+            DataError: the recipe file cannot be read.
+            RecipeError: the recipe file, or a rule, does not fit.
+        """
         if self.recipe:
             return Recipe.load(folder / self.recipe)
-        rules: list[dict[str, object]] = [*self.rules]
-        if self.weights or self.activations:
-            every = {"weights": self.weights, "activations": self.activations, "granularity": self.granularity}
-            rules.insert(0, {"match": "*", **every})
-        return Recipe.from_dict({"rules": rules, "glue": self.glue}, f"{where}: variant {self.name!r}")
+        recipe = Recipe.from_dict({"rules": [*self.rules], "glue": self.glue}, where)
+        if not (self.weights or self.activations):
+            return recipe
+        (every,) = Recipe.uniform(self.weights, self.activations, granularity=self.granularity).rules
+        return replace(recipe, rules=(every, *recipe.rules))
 
 
 class PilotSpec(_Section):
@@ -116,7 +157,7 @@ class PilotSpec(_Section):
     @classmethod
     def _is_a_folder_name(cls, name: str) -> str:
         if not _NAME.fullmatch(name):
-            raise ValueError("a pilot's name is a folder name of letters, digits and . _ + -")
+            raise _wrong("a pilot's name is a folder name of letters, digits and . _ + -")
         return name
 
     @field_validator("variants")
@@ -124,18 +165,34 @@ class PilotSpec(_Section):
     def _are_distinct(cls, variants: tuple[Variant, ...]) -> tuple[Variant, ...]:
         names = [v.name.casefold() for v in variants]
         if len(set(names)) < len(names):
-            raise ValueError("two variants have the same name (upper and lower case are one on some disks)")
+            raise _wrong("two variants have the same name (upper and lower case are one on some disks)")
         return variants
 
 
 def load_spec(path: Path) -> PilotSpec:
-    """Read a pilot file.
+    """Read a pilot file and the recipes that it names.
 
     Raises:
-        DataError: it cannot be read.
+        DataError: a file cannot be read.
         RecipeError: it does not fit; the message gives the path to the field.
     """
-    data = files.read_yaml(path)
+    data, where = files.read_yaml(path), os.fspath(path)
     if not isinstance(data, dict):
-        raise RecipeError(f"{os.fspath(path)}: expected a mapping with name, model, data, kpi and variants")
-    return validated(PilotSpec, data, os.fspath(path))
+        got = "an empty file" if data is None else f"a {type(data).__name__}"
+        raise RecipeError(f"{where}: got {got}, expected a mapping; write name, model, data, kpi and variants")
+    _check_extent(data, where)
+    spec = validated(PilotSpec, data, where)
+    for i, variant in enumerate(spec.variants):
+        variant.to_recipe(path.parent, f"{where}: variants[{i}]")
+    return spec
+
+
+def _check_extent(data: object, where: str) -> None:
+    """Refuse a file whose aliases (`*name`) multiply to more values than memory holds."""
+    seen, waiting = 0, [data]
+    while waiting:
+        value = waiting.pop()
+        seen += 1
+        if seen > _MOST_VALUES:
+            raise RecipeError(f"{where}: more than {_MOST_VALUES} values, aliases written out; is it a pilot file?")
+        waiting += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()

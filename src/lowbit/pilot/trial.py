@@ -6,21 +6,21 @@ A trial depends only on its arguments and writes only into its own folder, `tria
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import torch
-from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from lowbit import files
 from lowbit.batches import call, inputs_of, output_tensor
-from lowbit.cost import Cost, cost
+from lowbit.costs import Cost, cost
 from lowbit.errors import DataError, LowbitError
 from lowbit.export.onnx import Exported, export_onnx
 from lowbit.export.qdq import how_stored
@@ -28,9 +28,9 @@ from lowbit.export.runtime import RuntimeName, arrays, open_session
 from lowbit.export.verify import Verification, verify
 from lowbit.layers import Quantized
 from lowbit.pilot import statistics
-from lowbit.pilot.record import LayerRow, Trial, VerificationRow
+from lowbit.pilot.record import LayerRow, Trial, VerificationRow, read
 from lowbit.progress import track
-from lowbit.quantize import Coverage, calibrate, coverage, quantize
+from lowbit.quantization import Coverage, calibrate, coverage, quantize
 from lowbit.quantizer import Quantizer
 from lowbit.recipe import Recipe
 
@@ -65,6 +65,7 @@ class Settings:
     runtime: RuntimeName
     threads: int
     provenance: dict[str, object]
+    folder: Path | None = None  # where the path of a metric's file begins
 
 
 @dataclass(frozen=True)
@@ -89,12 +90,15 @@ def run_trial(
     done = finished(task)
     if done is not None:
         return done
-    torch.set_num_threads(max(settings.threads, torch.get_num_threads()))
     torch.manual_seed(settings.seed)
     began = time.perf_counter()
     task.folder.mkdir(parents=True, exist_ok=True)
+    for stale in task.folder.glob(".*.????????.*"):  # what a kill left of `files.replacing`
+        stale.unlink()
+    (task.folder / "trial.json").unlink(missing_ok=True)  # else, killed below, it would describe the wrong file
     try:
-        trial = _measure(task, model, calibration, test, settings, progress)
+        with _threads(settings.threads):
+            trial = _measure(task, model, calibration, test, settings, progress)
     except LowbitError as error:
         if task.recipe is None:
             raise  # nothing can be compared without the float baseline
@@ -104,29 +108,27 @@ def run_trial(
     return trial
 
 
+@contextlib.contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Let torch use so many threads: sums come out differently in the last bit on more, and figures must not."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def finished(task: Task) -> Trial | None:
-    """The trial in the task's folder if it is complete, did not fail, and answers the same question."""
-    path = task.folder / "trial.json"
-    if not path.exists():
-        return None
-    trial = read_trial(path)
-    return trial if trial.fingerprint == task.fingerprint and trial.verdict != "failed" else None
-
-
-def read_trial(path: Path) -> Trial:
-    """A trial's record.
+    """The trial in the task's folder if it is complete, did not fail, and answers the same question.
 
     Raises:
-        DataError: the file is no such record.
+        DataError: its record is damaged.
     """
-    try:
-        return TypeAdapter(Trial).validate_python(files.read_json(path))
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(p) for p in first["loc"])
-        raise DataError(
-            f"{str(path)!r} is no trial record ({where}: {first['msg']}); delete it to run it again"
-        ) from None
+    if not all((task.folder / name).exists() for name in ("trial.json", "model.onnx", "outputs.npy")):
+        return None
+    trial = read(Trial, task.folder / "trial.json")
+    return trial if trial.fingerprint == task.fingerprint and trial.verdict != "failed" else None
 
 
 def _measure(
@@ -153,7 +155,7 @@ def _measure(
     same = float((statistics.predictions(outputs) == statistics.predictions(simulated)).mean())
     agreement = statistics.share(np.asarray(statistics.predictions(outputs) == statistics.predictions(reference)))
     costs, covered = cost(student, example), coverage(student)
-    measured = (settings.metric, outputs, labels, reference, settings.seed)
+    measured = (settings.metric, outputs, labels, reference, settings.seed, settings.folder)
     return Trial(
         task.name,
         task.recipe.to_dict() if task.recipe else None,
@@ -177,7 +179,7 @@ def _measure(
             verification.same_codes,
             verification.largest_code_difference,
             verification.kernels,
-            tuple(f"{name}: {reason}" for name, reason in verification.stayed_float.items()) if task.recipe else (),
+            tuple(verification.stayed_float) if task.recipe else (),
         ),
         notes=_notes(student, covered, task.opset),
     )
@@ -190,7 +192,10 @@ def file_outputs(path: Path, data: Samples, settings: Settings, progress: bool =
     for batch in track(data.batches(BATCH), f"run {path.parent.name}", show=progress):
         args, _ = inputs_of(batch)
         rows.append(session.run(arrays([a.numpy() for a in args], session.inputs))[0])
-    return np.concatenate(rows)
+    outputs = np.concatenate(rows)
+    if np.isnan(outputs).any():
+        raise DataError(f"'{path}' returns NaN for {np.isnan(outputs).mean():.2%} of its outputs; check model and data")
+    return outputs
 
 
 def _model_outputs(exported: Exported, data: Samples, progress: bool) -> Array:

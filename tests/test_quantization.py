@@ -19,7 +19,7 @@ from lowbit.errors import CalibrationError, DataError, LayerError, RecipeError
 from lowbit.formats import Int, parse
 from lowbit.granularity import Granularity, PerChannel, PerGroup, PerTensor
 from lowbit.layers import Quantized
-from lowbit.quantize import activation_quantizers, calibrate, coverage, freeze, quantize
+from lowbit.quantization import activation_quantizers, calibrate, coverage, freeze, quantize
 from lowbit.quantizer import Codes
 from lowbit.recipe import Recipe, Rule
 

@@ -1,0 +1,207 @@
+"""A pilot file is checked before anything runs, and what is wrong is told in one line that says where."""
+
+from __future__ import annotations
+
+import copy
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import lowbit as lb
+from lowbit.pilot.spec import PilotSpec, load_spec
+
+VALID: dict[str, Any] = {
+    "name": "cats",
+    "model": "net.py:build",
+    "weights": "weights.safetensors",
+    "data": {
+        "calibration": {"source": "calibration.npz", "limit": 256},
+        "test": {"source": "test.npz", "labels": "y", "preprocess": {"scale": 255, "mean": [0.5], "std": [0.25]}},
+    },
+    "kpi": {"metric": "accuracy", "minimum": 0.9},
+    "seed": 7,
+    "runtime": {"threads": 2, "batches": [1, 8]},
+    "variants": [
+        {"name": "w8a8", "weights": "int8", "activations": "int8"},
+        {"name": "w4", "weights": "int4", "granularity": "group:16", "glue": None},
+        {"name": "head-8", "weights": "int4", "activations": "int8", "rules": [{"match": "head", "weights": "int8"}]},
+    ],
+}
+
+
+def changed(place: tuple[str | int, ...], value: object) -> dict[str, Any]:
+    """The valid file with another value at a place."""
+    data = copy.deepcopy(VALID)
+    inner: Any = data
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = value
+    return data
+
+
+def without(*place: str | int) -> dict[str, Any]:
+    data = copy.deepcopy(VALID)
+    inner: Any = data
+    for key in place[:-1]:
+        inner = inner[key]
+    del inner[place[-1]]
+    return data
+
+
+def refusal(folder: Path, content: object) -> str:
+    """The one line that a file with this content, text or data, is refused with, less the file's path."""
+    path = folder / "pilot.yaml"
+    path.write_text(content if isinstance(content, str) else yaml.safe_dump(content, sort_keys=False))
+    with pytest.raises(lb.LowbitError) as caught:
+        load_spec(path)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert len(message) < 700
+    assert str(path) in message
+    return message.replace(str(path), "pilot.yaml")
+
+
+def test_valid_file(tmp_path: Path) -> None:
+    path = tmp_path / "pilot.yaml"
+    path.write_text(yaml.safe_dump(VALID))
+    spec = load_spec(path)
+    assert spec == PilotSpec.model_validate(VALID)
+    assert (spec.seed, spec.runtime.threads, spec.runtime.batches) == (7, 2, (1, 8))
+    assert spec.data.test.preprocess.mean == (0.5,)
+    first, second, third = (variant.to_recipe(tmp_path, "here") for variant in spec.variants)
+    assert first == lb.Recipe.uniform("int8", "int8")
+    assert second == lb.Recipe.uniform("int4", None, granularity="group:16")
+    assert [(rule.match, str(rule.weights)) for rule in third.rules] == [("*", "int4"), ("head", "int8")]
+
+
+def test_recipe_file_is_relative_to_the_pilot_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = lb.Recipe.uniform("int4", "int8")
+    recipe.save(tmp_path / "w4.yaml")
+    path = tmp_path / "pilot.yaml"
+    path.write_text(yaml.safe_dump(changed(("variants",), [{"name": "w4", "recipe": "w4.yaml"}])))
+    monkeypatch.chdir("/")
+    assert load_spec(path).variants[0].to_recipe(tmp_path, "here") == recipe
+
+
+@pytest.mark.parametrize(
+    ("place", "path", "near"),
+    [
+        (("varants",), "varants", "'variants'"),
+        (("data", "tst"), "data.tst", "'test'"),
+        (("data", "test", "label"), "data.test.label", "'labels'"),
+        (("data", "test", "preprocess", "scael"), "data.test.preprocess.scael", "'scale'"),
+        (("kpi", "minimun"), "kpi.minimun", "'minimum'"),
+        (("runtime", "thread"), "runtime.thread", "'threads'"),
+        (("variants", 1, "weight"), "variants[1].weight", "'weights'"),
+    ],
+)
+def test_unknown_key_names_its_place_and_the_nearest_key(
+    tmp_path: Path, place: tuple[str | int, ...], path: str, near: str
+) -> None:
+    assert refusal(tmp_path, changed(place, 1)) == f"pilot.yaml: {path}: unknown key; did you mean {near}?"
+
+
+def test_key_unlike_any_other_lists_the_known_ones(tmp_path: Path) -> None:
+    assert "qqq: unknown key; known keys are " in refusal(tmp_path, changed(("qqq",), 1))
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "told"),
+    [
+        (("name",), 3, "name: Input should be a valid string, got 3"),
+        (("name",), "../cats", "name: a pilot's name is a folder name of letters"),
+        (("model",), None, "model: Input should be a valid string, got None"),
+        (("data",), "test.npz", "data: Input should be a valid dictionary"),
+        (("data", "test"), ["test.npz"], "data.test: Input should be a valid dictionary"),
+        (("data", "calibration", "limit"), 0, "data.calibration.limit: Input should be greater than or equal to 1"),
+        (("data", "test", "preprocess", "layout"), "HWC", "data.test.preprocess.layout: Input should be 'NCHW' or"),
+        (("data", "test", "preprocess", "size"), [32], "data.test.preprocess.size[1]: Field required"),
+        (("data", "test", "preprocess", "mean"), ["a"], "data.test.preprocess.mean[0]: Input should be a valid number"),
+        (("kpi", "minimum"), "high", "kpi.minimum: Input should be a valid number"),
+        (("kpi", "minimum"), float("nan"), "kpi.minimum: Input should be a finite number"),
+        (("kpi", "minimum"), 90, "kpi: minimum 90: accuracy is a share from 0 to 1; write 0.9 for 90 %"),
+        (("seed",), "x", "seed: Input should be a valid integer"),
+        (("runtime", "name"), "tensorrt", "runtime.name: Input should be 'onnxruntime' or 'openvino', got 'tensorrt'"),
+        (("runtime", "threads"), 0, "runtime.threads: Input should be greater than or equal to 1, got 0"),
+        (("runtime", "batches"), [1, 0], "runtime.batches[1]: Input should be greater than or equal to 1, got 0"),
+        (("variants",), [], "variants: Tuple should have at least 1 item after validation, not 0"),
+        (("variants",), {"name": "w8"}, "variants: Input should be a valid tuple"),
+        (("variants", 0), "w8a8", "variants[0]: Input should be a valid dictionary"),
+        (("variants", 0), {"weights": "int8"}, "variants[0].name: Field required"),
+        (("variants", 0, "name"), "a/b", "variants[0].name: a variant's name is a folder name"),
+        (("variants", 0, "name"), "..", "variants[0].name: a variant's name is a folder name"),
+        (("variants", 0, "name"), "", "variants[0].name: a variant's name is a folder name"),
+        (("variants", 0, "name"), "a" * 65, "variants[0].name: a variant's name is a folder name"),
+        (("variants", 0, "name"), "float", "variants[0].name: a variant's name is a folder name"),
+        (("variants", 1, "name"), "W8A8", "variants: two variants have the same name"),
+        (("variants", 0, "weights"), 8, "variants[0].weights: Input should be a valid string, got 8"),
+        (("variants", 0, "weights"), "itn4", "variants[0].weights: unknown format 'itn4'; did you mean 'int4'"),
+        (("variants", 0, "activations"), "float8", "variants[0].activations: unknown format 'float8'"),
+        (("variants", 0, "glue"), "int-8", "variants[0].glue: unknown format 'int-8'"),
+        (("variants", 0, "granularity"), "row", "variants[0].granularity: unknown granularity 'row'"),
+        (("variants", 0, "opset"), 26, "variants[0].opset: Input should be less than or equal to 25, got 26"),
+        (
+            ("variants", 0),
+            {"name": "w8"},
+            "variants[0]: say what to quantize: weights, activations, rules, or a recipe",
+        ),
+        (("variants", 0, "recipe"), "r.yaml", "variants[0]: a recipe file and activations, weights: give one or"),
+        (("variants", 2, "rules"), ["head"], "variants[2].rules[0]: Input should be a valid dictionary"),
+        (("variants", 2, "rules"), [{"weights": "itn4"}], "variants[2]: rules[0].weights: unknown format 'itn4'"),
+        (("variants", 2, "rules"), [{}, {"weight": "int4"}], "variants[2]: rules[1].weight: unknown key; did you mean"),
+    ],
+)
+def test_wrong_value_names_its_place(tmp_path: Path, place: tuple[str | int, ...], value: object, told: str) -> None:
+    message = refusal(tmp_path, changed(place, value))
+    assert message.startswith(f"pilot.yaml: {told}")
+    assert "Value error" not in message
+
+
+@pytest.mark.parametrize("key", ["name", "model", "data", "kpi", "variants"])
+def test_missing_section(tmp_path: Path, key: str) -> None:
+    assert f"pilot.yaml: {key}: Field required" in refusal(tmp_path, without(key))
+
+
+def test_wrong_recipe_file_is_named(tmp_path: Path) -> None:
+    pilot = changed(("variants",), [{"name": "w4", "recipe": "w4.yaml"}])
+    path = tmp_path / "pilot.yaml"
+    path.write_text(yaml.safe_dump(pilot))
+    with pytest.raises(lb.LowbitError, match=r"cannot read '.*w4\.yaml': No such file"):
+        load_spec(path)
+    (tmp_path / "w4.yaml").write_text("rules: [{weights: itn4}]")
+    with pytest.raises(lb.LowbitError, match=r"w4\.yaml: rules\[0\]\.weights: unknown format 'itn4'"):
+        load_spec(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", "got an empty file, expected a mapping; write name, model"),
+        ("- a\n- b\n", "got a list, expected a mapping"),
+        ("just text", "got a str, expected a mapping"),
+        ("name: [\n", "line 2, column 1: expected the node content"),
+        ("name: a\n model: b\n", "line 2, column 7: mapping values are not allowed here"),
+        ("name: *nobody\n", "line 1, column 7: found undefined alias"),
+        ("name: !!python/object/apply:os.system [id]\n", "line 1, column 7: could not determine a constructor"),
+        ("a: &a [*a]\n", "more than 100000 values, aliases written out"),
+    ],
+)
+def test_file_that_is_no_pilot(tmp_path: Path, text: str, told: str) -> None:
+    assert told in refusal(tmp_path, text)
+
+
+@pytest.mark.parametrize("place", ["variants", "weights", "preprocess"])
+def test_alias_bomb_is_refused_at_once(tmp_path: Path, place: str) -> None:
+    nine = ", ".join
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{i}: &a{i} [{nine([f'*a{i - 1}'] * 9)}]" for i in range(1, 12)]
+    began = time.perf_counter()
+    assert "more than 100000 values" in refusal(tmp_path, "\n".join([*lines, f"{place}: *a11"]))
+    assert time.perf_counter() - began < 2
+
+
+def test_huge_file_is_refused_unread(tmp_path: Path) -> None:
+    assert "expected at most 10000000" in refusal(tmp_path, "# " + "x" * 10_000_001)
