@@ -64,6 +64,7 @@ class _Rewrite:
     renamed: dict[str, str] = field(default_factory=dict)  # tensor -> the tensor that took its place
     pairs: dict[str, str] = field(default_factory=dict)  # dequantized tensor -> its quantizer
     guards: dict[str, str] = field(default_factory=dict)  # dequantized tensor -> the same behind a Clip
+    pooled: dict[str, str] = field(default_factory=dict)  # mean over an image -> the same with axes of length 1
     marked: dict[str, tuple[str, bool]] = field(default_factory=dict)  # tensor of a weight mark -> layer, transposed
     weights: dict[str, str] = field(default_factory=dict)  # dequantized weight tensor -> its layer
     made: dict[tuple[str, bool, bool], str] = field(default_factory=dict)  # layer, transposed, integer -> the same
@@ -73,6 +74,8 @@ class _Rewrite:
         graph = self.model.graph
         self.initializers = {i.name: i for i in graph.initializer}
         self.outputs = {o.name for o in graph.output}
+        values = [*graph.input, *graph.value_info]
+        self.ranks = {v.name: len(v.type.tensor_type.shape.dim) for v in values}
         self.readers: dict[str, list[onnx.NodeProto]] = {}
         for node in graph.node:
             for name in node.input:
@@ -282,6 +285,7 @@ class _Rewrite:
             layer, transposed = self.marked[node.input[0]]
             self.marked[node.output[0]] = layer, not transposed
             return
+        rank = self.ranks.get(node.input[0], 0) if node.input else 0
         for i, name in enumerate(node.input):
             node.input[i] = self.renamed.get(name, name)
         for i, name in enumerate(node.input):
@@ -291,8 +295,8 @@ class _Rewrite:
         if node.domain == DOMAIN:
             self.replace_mark(node)
             return
-        if node.op_type == "ReduceMean" and (pooled := self.pooled(node)):
-            self.nodes.append(pooled)
+        if node.op_type == "ReduceMean" and rank == 4 and self.over_image(node):
+            self.pool(node)
             return
         self.finish_layer(node)
         self.nodes.append(node)
@@ -309,7 +313,10 @@ class _Rewrite:
         kept = result if result in self.outputs else ""
         if kept:
             self.names.discard(kept)
-        self.renamed[result] = self.activation(name, node.input[0], kept)
+        x = node.input[0]
+        if x in self.pooled:  # quantized where it is pooled, so that the pooling runs on integers too
+            x = self.emit("Flatten", [self.activation(name, self.pooled[x])], f"{name}.flatten")
+        self.renamed[result] = self.activation(name, x, kept)
 
     def finish_layer(self, node: onnx.NodeProto) -> None:
         """Give a layer's node the layer's name, and its bias the integer form."""
@@ -355,13 +362,21 @@ class _Rewrite:
             self.guards[x] = self.emit("Clip", [x, *limits], f"{x}.guard")
         return self.guards.get(x, x)
 
-    def pooled(self, node: onnx.NodeProto) -> onnx.NodeProto | None:
-        """GlobalAveragePool for a mean over all axes behind the channels that keeps them."""
+    def over_image(self, node: onnx.NodeProto) -> bool:
         axes = self.initializers.get(node.input[1]) if len(node.input) > 1 else None
-        keeps = all(a.i for a in node.attribute if a.name == "keepdims")
-        if axes is None or not keeps or sorted(numpy_helper.to_array(axes).tolist()) not in ([2, 3], [-2, -1]):
-            return None
-        return helper.make_node("GlobalAveragePool", [node.input[0]], list(node.output), name=node.name)
+        return axes is not None and sorted(numpy_helper.to_array(axes).tolist()) in ([2, 3], [-2, -1])
+
+    def pool(self, mean: onnx.NodeProto) -> None:
+        """GlobalAveragePool, and Flatten where the mean drops the axes it is over."""
+        result = mean.output[0]
+        if all(a.i for a in mean.attribute if a.name == "keepdims"):
+            self.emit("GlobalAveragePool", [mean.input[0]], mean.name, result)
+            return
+        self.pooled[result] = self.emit(
+            "GlobalAveragePool", [mean.input[0]], mean.name, self.unique(f"{result}.pooled")
+        )
+        if any(reader.domain != DOMAIN for reader in self.readers.get(result, [])) or result in self.outputs:
+            self.emit("Flatten", [self.pooled[result]], f"{mean.name}.flatten", result)
 
     @staticmethod
     def _swaps_axes(node: onnx.NodeProto) -> bool:
