@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check docs bench clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -22,6 +22,9 @@ check: $(INSTALLED)  ## everything that has to be green: lint, types, tests
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest -n 2 -m 'not slow and not gpu'
+
+docs: $(INSTALLED)   ## the command reference, from the commands themselves; a test checks that it is current
+	$(BIN)/python -m typer lowbit.cli utils docs --name lowbit --output docs/cli.md
 
 bench: $(INSTALLED)  ## every benchmark, quickly; the figures of record are in benchmarks/RESULTS.md
 	for script in benchmarks/[a-z]*.py; do $(BIN)/python $$script --quick || exit 1; done

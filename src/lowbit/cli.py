@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 app = typer.Typer(
     name="lowbit",
     help="Make a trained PyTorch network low-bit, and prove what each change costs and buys.\n\n"
-    "Start with [bold]lowbit demo[/bold]: it trains a small network, makes five low-bit variants of it, measures them "
+    "Start with **lowbit demo**: it trains a small network, makes five low-bit variants of it, measures them "
     "in ONNX Runtime and writes a report. Then write a pilot file for your own model (examples/cifar10/pilot.yaml is "
-    "one) and run [bold]lowbit pilot[/bold].",
-    rich_markup_mode="rich",
+    "one) and run **lowbit pilot**.",
+    rich_markup_mode="markdown",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -73,7 +73,7 @@ def pilot(
     The run folder is written as it goes: stop it at any moment, start it again with the same command, and finished
     variants are kept. Paths in the file are relative to the file. Exit status 1 if no variant meets the KPI.
 
-    [bold]Example[/bold]: lowbit pilot examples/cifar10/pilot.yaml
+    **Example**: lowbit pilot examples/cifar10/pilot.yaml
     """
     from lowbit.pilot.spec import load_spec
 
@@ -101,7 +101,7 @@ def apply(
 ) -> None:
     """Turn one recipe into one verified ONNX file with its manifest.
 
-    [bold]Example[/bold]: lowbit apply recipe.yaml --model lowbit.models:resnet20 --weights resnet20.safetensors
+    **Example**: lowbit apply recipe.yaml --model lowbit.models:resnet20 --weights resnet20.safetensors
     --data calibration.npz
     """
     from lowbit import models

@@ -85,13 +85,14 @@ def cost(model: nn.Module, example: Batch) -> Cost:
     calls: dict[str, list[tuple[int, int]]] = {name: [] for name in layers}  # (input, output elements) of each call
     samples = size_of(example)
 
-    def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        def hook(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            calls[name].append((args[0].numel() // samples, output.numel() // samples))
+    def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], dict[str, Tensor], Tensor], None]:
+        def hook(_: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: Tensor) -> None:
+            x = args[0] if args else kwargs["input"]
+            calls[name].append((x.numel() // samples, output.numel() // samples))
 
         return hook
 
-    hooks = [layer.register_forward_hook(watch(name)) for name, layer in layers.items()]
+    hooks = [layer.register_forward_hook(watch(name), with_kwargs=True) for name, layer in layers.items()]
     training = model.training
     try:
         with torch.no_grad():

@@ -210,9 +210,7 @@ def test_other_minimum_changes_verdicts_alone(copied: tuple[Path, Path]) -> None
     before = times(folder)
     rewrite(project, kpi={"metric": "accuracy", "minimum": 0.995})
     run = measure(project, folder)
-    assert [t.verdict for t in run.trials] == ["borderline", "borderline", "misses", "failed"] or [
-        t.verdict for t in run.trials
-    ] == ["borderline", "borderline", "borderline", "failed"]
+    assert [t.verdict for t in run.trials] == ["borderline", "borderline", "borderline", "failed"]
     after = times(folder)
     assert all(after[name] == before[name] for name in after if name not in ("run.json", "variants/nowhere/trial.json"))
 
@@ -364,8 +362,34 @@ def test_damaged_record_is_one_line_that_says_to_delete_it(copied: tuple[Path, P
     assert str(folder / place) in message
     assert "delete" in message
     (folder / place).unlink()
-    if place != "variants/float/trial.json":  # it takes seconds
+    if "trial" not in place:  # which takes a second
         assert measure(project, folder).trials[1].verdict == "meets"
+
+
+def test_weights_of_any_type_count() -> None:
+    class Odd(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.extra = 1
+            for name, tensor in (("narrow", torch.ones(2, dtype=torch.bfloat16)), ("none", torch.zeros(0))):
+                self.register_buffer(name, tensor)
+            self.register_buffer("count", torch.tensor(3))
+            self.register_buffer("mask", torch.tensor([True, False]))
+
+        def get_extra_state(self) -> int:
+            return self.extra
+
+    def changed(name: str, value: object) -> str:
+        model = Odd()
+        setattr(model, name, value)
+        return pilot_run._weights_hash(model)
+
+    prints = [
+        *(pilot_run._weights_hash(Odd()), changed("narrow", torch.zeros(2, dtype=torch.bfloat16)), changed("extra", 2)),
+        *(changed("count", torch.tensor(4)), changed("mask", torch.tensor([True, True]))),
+    ]
+    assert len(set(prints)) == 5
+    assert pilot_run._weights_hash(Odd()) == prints[0]
 
 
 # What goes wrong
@@ -378,11 +402,10 @@ def test_model_that_does_not_take_the_data_is_told_before_anything_runs(copied: 
         measure(project, folder)
 
 
-@pytest.mark.parametrize("factor", [np.float32(1e38)])
-def test_nan_from_the_model_is_an_error(copied: tuple[Path, Path], factor: np.float32) -> None:
+def test_nan_from_the_model_is_an_error(copied: tuple[Path, Path]) -> None:
     project, folder = copied
-    (project / "net.py").write_text(NETWORK.replace("return self.head(", f"return 0 * {factor}**2 * self.head("))
-    with pytest.raises(lb.LowbitError, match="NaN"):
+    (project / "net.py").write_text(NETWORK.replace("(x))))))", "(x)))))).log()"))
+    with pytest.raises(lb.LowbitError, match=r"model.onnx' returns NaN for \d+\.\d+% of its outputs; check model and"):
         measure(project, folder)
 
 
@@ -413,6 +436,7 @@ def test_processes_of_their_own_give_the_same_figures(
     assert hashes(tmp_path / "run") == hashes(folder)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # joblib's own thread stumbles too
 def test_model_that_cannot_be_sent_to_another_process(
     project: Path, undisturbed: tuple[Run, Path], tmp_path: Path
 ) -> None:
@@ -422,7 +446,9 @@ def test_model_that_cannot_be_sent_to_another_process(
     model.register_buffer("lock", None)
     model.__dict__["lock"] = (line for line in "a generator cannot be pickled")
     calibration, test = (data.open_data(name, folder=project) for name in ("calibration.npz", "test.npz"))
-    with pytest.raises(lb.LowbitError, match="cannot run in 2 processes .*; run them with --jobs 1"):
+    with pytest.raises(
+        lb.LowbitError, match=r"cannot run in 2 processes \(TypeError: cannot pickle 'generator' object\); run"
+    ):
         run_pilot(spec, model, calibration, test, tmp_path / "run", base=project, jobs=2, progress=False)
 
 
@@ -478,7 +504,7 @@ class Page(HTMLParser):
 
 @contextlib.contextmanager
 def started(project: Path, folder: Path) -> Iterator[subprocess.Popen[str]]:
-    command = [Path(sys.executable).with_name("lowbit"), "pilot", "pilot.yaml", "--out", folder]
+    command = [str(Path(sys.executable).with_name("lowbit")), "pilot", "pilot.yaml", "--out", str(folder)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
         command, cwd=project, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -501,6 +527,7 @@ def test_killed_at_any_moment_it_ends_the_same(project: Path, undisturbed: tuple
         _, errors = process.communicate()
         assert (process.returncode, errors) == (0, "")
     check_whole(folder)
+    assert list(folder.glob("variants/*/.*")) == []
     run, other = undisturbed
     assert hashes(folder) == hashes(other)
     trials = [read(Trial, folder / "variants" / t.name / "trial.json") for t in run.trials]

@@ -183,9 +183,9 @@ def _run(tasks: list[Task], shared: Shared, jobs: int, imports: _Imports, progre
     try:
         yield from parallel(delayed(_apart)(imports, task, *shared) for task in tasks)
     except (BrokenProcessPool, pickle.PicklingError) as error:
-        raise DataError(
-            f"the variants cannot run in {jobs} processes ({files.one_line(error)}); run them with --jobs 1"
-        ) from error
+        # the cause is a traceback, as text, from where it happened
+        told = [files.one_line(error), *str(error.__cause__ or "").strip('\n"').splitlines()][-1]
+        raise DataError(f"the variants cannot run in {jobs} processes ({told}); run them with --jobs 1") from error
 
 
 def _latencies(
@@ -229,10 +229,12 @@ def _interleaved(sessions: dict[str, Session], inputs: Any, what: str, progress:
 
 def _weights_hash(model: nn.Module) -> str:
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, value in sorted(model.state_dict().items()):
         digest.update(name.encode())
-        # as bytes, because NumPy has no bfloat16
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        if isinstance(value, torch.Tensor):  # as bytes, because NumPy has no bfloat16
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        else:  # what the module itself adds
+            digest.update(repr(value).encode())
     return digest.hexdigest()
 
 

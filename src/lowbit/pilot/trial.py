@@ -143,10 +143,10 @@ def _measure(
     hashes = {"calibration_data": calibration.hash, "test_data": test.hash}
     provenance = {"seed": settings.seed, **hashes, **settings.provenance}
     exported = export_onnx(student, task.folder / "model.onnx", example, opset=task.opset, provenance=provenance)
+    outputs = file_outputs(exported.path, test, settings, progress)
     verification = verify(
         exported, _first(test, VERIFIED), runtime=settings.runtime, threads=settings.threads, progress=progress
     )
-    outputs = file_outputs(exported.path, test, settings, progress)
     with files.replacing(task.folder / "outputs.npy") as temporary, temporary.open("wb") as stream:
         np.save(stream, outputs)
     reference = outputs if task.recipe is None else _baseline(task.folder)

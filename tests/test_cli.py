@@ -1,0 +1,489 @@
+"""The command line: what works, and that whatever a user gets wrong is one line that says what to do."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from safetensors.torch import save
+
+import lowbit as lb
+from lowbit import cli, files
+
+COMMANDS = ("demo", "pilot", "apply", "verify")
+NETWORK = """
+import torch
+from torch import nn
+
+
+def build():
+    torch.manual_seed(3)
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 6, 3, stride=2), nn.Flatten(), nn.Linear(54, 4)
+    )
+
+
+def wrong():
+    raise ValueError("two\\nlines")
+
+
+def text():
+    return "a network"
+
+
+def two(): return torch.zeros(1), torch.zeros(1), torch.zeros(1)
+
+
+number = 3
+"""
+
+
+class Result(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+
+Lowbit = Callable[..., Result]
+
+
+@pytest.fixture
+def lowbit(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Lowbit:
+    """The command line in this process, which has torch loaded already."""
+
+    def run(*arguments: str | Path) -> Result:
+        monkeypatch.setattr(sys, "argv", ["lowbit", *map(str, arguments)])
+        status: Any = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            status = stop.code or 0
+        captured = capfd.readouterr()
+        return Result(status, captured.out, captured.err)
+
+    return run
+
+
+def refusal(result: Result) -> str:
+    """The one line that a command is refused with."""
+    assert result.status == 2, result
+    assert result.err.startswith("lowbit: ")
+    assert result.err.count("\n") == 1
+    assert "Traceback" not in result.err
+    assert len(result.err) < 700
+    return result.err.strip()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A network, its data, a recipe and a pilot file."""
+    folder = tmp_path_factory.mktemp("cli")
+    (folder / "net.py").write_text(NETWORK)
+    inputs = torch.randn(60, 1, 8, 8, generator=torch.Generator().manual_seed(0)).numpy()
+    np.savez(folder / "data.npz", inputs=inputs, labels=np.arange(60) % 4)
+    np.savez(folder / "unlabeled.npz", inputs=inputs)
+    lb.Recipe.uniform("int8", "int8").save(folder / "recipe.yaml")
+    save_pilot(folder / "pilot.yaml")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    path = list(sys.path)
+    monkeypatch.chdir(folder)
+    yield
+    sys.path[:] = path
+
+
+def save_pilot(path: Path, **sections: Any) -> Path:
+    content = {
+        "name": "tiny",
+        "model": "net.py:build",
+        "data": {"calibration": {"source": "unlabeled.npz"}, "test": {"source": "data.npz"}},
+        "kpi": {"metric": "agreement", "minimum": 0.5},
+        "variants": [{"name": "w8a8", "weights": "int8", "activations": "int8"}],
+    }
+    path.write_text(yaml.safe_dump(content | sections))
+    return path
+
+
+def applying(tmp_path: Path, **options: str | Path) -> list[str | Path]:
+    """Arguments of `lowbit apply` that work, but for some."""
+    given: dict[str, str | Path] = {
+        "recipe": "recipe.yaml",
+        "model": "net.py:build",
+        "data": "unlabeled.npz",
+        "out": tmp_path / "out",
+    }
+    given |= options
+    arguments: list[str | Path] = ["apply", given.pop("recipe")]
+    for name, value in given.items():
+        arguments += [f"--{name}", value]
+    return arguments
+
+
+# What works
+
+
+def test_version(lowbit: Lowbit) -> None:
+    assert lowbit("--version") == (0, f"lowbit {lb.__version__}\n", "")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_every_command(lowbit: Lowbit, command: str) -> None:
+    result = lowbit(command, "--help")
+    assert (result.status, result.err) == (0, "")
+    assert f"lowbit {command}" in result.out
+
+
+def test_help_without_arguments_lists_every_command(lowbit: Lowbit) -> None:
+    result = lowbit()
+    assert all(f" {command} " in result.out + result.err for command in COMMANDS)
+
+
+@pytest.mark.parametrize("code", ["import lowbit", "import lowbit; lowbit.LowbitError", "import lowbit.cli"])
+def test_import_leaves_torch_alone(code: str) -> None:
+    heavy = "{'torch', 'numpy', 'onnx', 'onnxruntime', 'scipy', 'sklearn', 'joblib'} & set(sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys; {code}; print({heavy})"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "set()\n"
+
+
+def test_help_leaves_torch_alone() -> None:
+    code = "import sys; from lowbit import cli; sys.argv = ['lowbit', '--help']; cli.main()"
+    done = subprocess.run([sys.executable, "-X", "importtime", "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert "Usage: lowbit" in done.stdout
+    assert "typer" in done.stderr
+    assert "torch" not in done.stderr
+
+
+@pytest.fixture(scope="module")
+def exported(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file made with the installed command."""
+    out = tmp_path_factory.mktemp("exported") / "new" / "folder"
+    command = [str(Path(sys.executable).with_name("lowbit")), *map(str, applying(out.parent, out=out))]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "verified: same prediction 100.00%" in done.stdout
+    assert f"{out / 'model.onnx'}  0.00" in done.stdout
+    return out / "model.onnx"
+
+
+def test_apply_writes_a_file_and_its_manifest(exported: Path) -> None:
+    assert {path.name for path in exported.parent.iterdir()} == {"model.onnx", "manifest.json"}
+    entry = json.loads((exported.parent / "manifest.json").read_text())["model.onnx"]
+    assert entry["sha256"] == files.sha256(exported)
+    assert entry["recipe"] == lb.Recipe.uniform("int8", "int8").to_dict()
+    assert entry["calibration"]["samples"] == 60
+    assert entry["provenance"]["data"] == {"source": "unlabeled.npz", "limit": 60}
+    assert entry["verification"]["same_prediction"] == 1
+
+
+@pytest.mark.parametrize("data", [(), ("--data", "data.npz"), ("--data", "data.yaml", "--limit", "10")])
+def test_verify_finds_its_data_or_takes_other(lowbit: Lowbit, exported: Path, folder: Path, data: tuple[str]) -> None:
+    (folder / "data.yaml").write_text("source: data.npz\nlimit: 20\n")
+    result = lowbit("verify", exported, *data)
+    assert (result.status, result.err) == (0, "")
+    assert "verified: same prediction 100.00%" in result.out
+    assert f"{10 if '--limit' in data else 60} samples" in result.out
+
+
+def test_verify_finds_its_data_from_anywhere(
+    lowbit: Lowbit, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert lowbit("verify", exported).status == 0
+
+
+@pytest.fixture
+def tampered(exported: Path, tmp_path: Path) -> Path:
+    for name in ("model.onnx", "manifest.json"):
+        (tmp_path / name).write_bytes((exported.parent / name).read_bytes())
+    return tmp_path / "model.onnx"
+
+
+def test_verify_refuses_a_changed_file(lowbit: Lowbit, tampered: Path) -> None:
+    tampered.write_bytes(tampered.read_bytes() + b"\0")
+    assert "is not the file its manifest describes (sha256 differs); export it again" in refusal(
+        lowbit("verify", tampered)
+    )
+
+
+@pytest.mark.parametrize(
+    ("manifest", "told"),
+    [
+        ("{", "line 1, column 2: "),
+        ("[]", "is no manifest: expected an object with one entry a file; export the model again"),
+        ('{"other.onnx": {}}', "has no entry for 'model.onnx'; it has other.onnx"),
+        ('{"model.onnx": {"provenance": []}}', "does not name its data; give --data"),
+        ('{"model.onnx": {"provenance": {"data": 3}}}', "manifest.json: the file: Input should be a valid dictionary"),
+        ('{"model.onnx": {"provenance": {"data": {"source": "no.npz"}, "seed": "x"}}}', "no.npz"),
+    ],
+)
+def test_verify_with_a_damaged_manifest(lowbit: Lowbit, tampered: Path, manifest: str, told: str) -> None:
+    (tampered.parent / "manifest.json").write_text(manifest)
+    assert told in refusal(lowbit("verify", tampered))
+
+
+def test_verify_without_a_manifest_or_file(lowbit: Lowbit, tampered: Path) -> None:
+    assert "No such file" in refusal(lowbit("verify", tampered.parent / "no" / "model.onnx"))
+    tampered.unlink()
+    assert "model.onnx': No such file" in refusal(lowbit("verify", tampered))
+
+
+def test_pilot_writes_its_report(lowbit: Lowbit, folder: Path, tmp_path: Path) -> None:
+    """Then `verify` takes one of its files, and exit status 1 says that no variant meets the KPI."""
+    data = {"calibration": {"source": "unlabeled.npz", "limit": 20}, "test": {"source": "data.npz", "limit": 40}}
+    path = save_pilot(folder / "works.yaml", data=data, seed=5)
+    result = lowbit("pilot", path, "--out", tmp_path / "run")
+    assert (result.status, result.err) == (0, "")
+    table = [line for line in result.out.splitlines() if line.startswith(("variant", "float", "w8a8"))][2:]
+    assert [line.split()[:2] for line in table] == [["variant", "verdict"], ["float", "meets"], ["w8a8", "meets"]]
+    assert max(map(len, table)) <= 80
+    assert result.out.rstrip().endswith(f"report: {tmp_path / 'run/report.html'}")
+    assert "w8a8" in (tmp_path / "run/report.html").read_text()
+    manifest = json.loads((tmp_path / "run/variants/w8a8/manifest.json").read_text())
+    assert manifest["model.onnx"]["provenance"]["data"] == {"source": "data.npz", "limit": 40}
+    assert "40 samples" in lowbit("verify", tmp_path / "run/variants/w8a8/model.onnx").out
+    save_pilot(path, data=data, seed=5, kpi={"metric": "agreement", "minimum": 1})
+    again = lowbit("pilot", path, "--out", tmp_path / "run")
+    assert (again.status, again.err) == (1, "")
+    assert "(kept)" in again.out
+    assert "borderline" in again.out
+
+
+def test_pilot_that_is_stopped_says_how_to_go_on(
+    lowbit: Lowbit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*args: object, **keywords: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lowbit.pilot.run.run_trial", stop)
+    result = lowbit("pilot", "pilot.yaml", "--out", tmp_path)
+    assert (result.status, result.err) == (130, "lowbit: stopped; the same command goes on where it was\n")
+
+
+# What does not
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("rules: [{match: '*', weights: itn4}]", "rules[0].weights: unknown format 'itn4'; did you mean 'int4'?"),
+        ("rules: [{weight: int4}]", "rules[0].weight: unknown key; did you mean 'weights'?"),
+        ("rules: [{match: conv9, weights: int4}]", "recipe rule match='conv9' matches none of the model's 3 layers;"),
+        ("rules: [{weights: int4, granularity: 'group:5'}]", "[4, 1, 3, 3]: PerGroup(5) does not divide 9 inputs; use"),
+        ("rules: [{weights: int4, granularity: rows}]", "rules[0].granularity: unknown granularity 'rows'"),
+        ("rules: [{match: '*'}]", "no layer of Sequential was quantized: the recipe leaves every layer float; give"),
+        ("rules: [", "line 1, column 9: expected the node content"),
+        ("", "the file: Input should be a valid dictionary"),
+    ],
+)
+def test_wrong_recipe(lowbit: Lowbit, tmp_path: Path, content: str, told: str) -> None:
+    (tmp_path / "wrong.yaml").write_text(content)
+    assert told in refusal(lowbit(*applying(tmp_path, recipe=tmp_path / "wrong.yaml")))
+
+
+@pytest.mark.parametrize(
+    ("reference", "told"),
+    [
+        ("net", "reference 'net' cannot be read, expected 'package.module:function' or 'path/to/file.py:function'"),
+        ("nosuchmodule:build", "importing 'nosuchmodule' raised ModuleNotFoundError"),
+        ("nosuch.py:build", "nosuch.py': No such file or directory; check the path"),
+        ("net.py:bild", "'net.py' has no 'bild'; choose from build, wrong, text, two"),
+        ("net.py:number", "'number' is int, expected a function; name one"),
+        ("net.py:wrong", "model 'net.py:wrong': the function raised ValueError: two lines; correct it"),
+        ("net.py:text", "the function returned str, expected an nn.Module; return the network"),
+        ("broken.py:build", "importing 'broken.py' raised SyntaxError"),
+    ],
+)
+def test_wrong_model_reference(lowbit: Lowbit, folder: Path, tmp_path: Path, reference: str, told: str) -> None:
+    (folder / "broken.py").write_text("def build(:\n")
+    assert told in refusal(lowbit(*applying(tmp_path, model=reference)))
+
+
+class Malicious:
+    def __reduce__(self) -> tuple[Callable[[str], int], tuple[str]]:
+        return os.system, ("touch pwned",)
+
+
+def state() -> dict[str, torch.Tensor]:
+    torch.manual_seed(3)
+    shapes = {"0.weight": (4, 1, 3, 3), "0.bias": (4,), "2.weight": (6, 4, 3, 3), "2.bias": (6,)}
+    return {name: torch.randn(shape) for name, shape in (shapes | {"4.weight": (4, 54), "4.bias": (4,)}).items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("no.safetensors", None, "no.safetensors': No such file or directory; check the path and its permissions"),
+        ("cut.safetensors", save(state())[:-100], "truncated, corrupted or of another kind; write it again"),
+        ("cut.npz", b"PK\3\4 and no more", "is truncated or no .npz file; write it again"),
+        ("bad.pt", pickle.dumps({"0.weight": Malicious()}), "is a pickle that runs code when read, which is refused;"),
+        ("cut.pt", b"PK\3\4 and no more", "cut.pt'"),
+        ("text.h5", b"", "end in '.h5', expected .safetensors, .pt, .pth or .npz; save with"),
+        (
+            "nan.safetensors",
+            save(state() | {"2.bias": torch.full((6,), torch.nan)}),
+            "'2.bias' in 'nan.safetensors' holds NaN or infinity; train or save it again",
+        ),
+        ("other.safetensors", save({"x": torch.zeros(1)}), "no '0.weight', it has 'x' instead; take the weights that"),
+        (
+            "shape.safetensors",
+            save(state() | {"2.bias": torch.zeros(7)}),
+            "'2.bias' has shape [7], expected [6]; take the weights that belong to this network",
+        ),
+    ],
+)
+def test_wrong_weights(
+    lowbit: Lowbit, folder: Path, tmp_path: Path, name: str, content: bytes | None, told: str
+) -> None:
+    if content is not None:
+        (folder / name).write_bytes(content)
+    assert told in refusal(lowbit(*applying(tmp_path, weights=name)))
+    assert not (folder / "pwned").exists()
+
+
+def write_data(folder: Path) -> None:
+    zeros = np.zeros((6, 1, 8, 8), np.float32)
+    nan = zeros.copy()
+    nan[4, 0, 3, 3] = np.nan
+    np.savez(folder / "nan.npz", inputs=nan)
+    np.savez(folder / "empty.npz", inputs=zeros[:0])
+    np.savez(folder / "rgb.npz", inputs=np.zeros((6, 3, 8, 8), np.float32))
+    np.savez(folder / "small.npz", inputs=np.zeros((6, 1, 2, 2), np.float32))
+    np.savez(folder / "objects.npz", inputs=np.array([Malicious()]))
+    np.savez(folder / "names.npz", pictures=zeros)
+    (folder / "cut.npz").write_bytes((folder / "data.npz").read_bytes()[:2000])
+    pq.write_table(pa.table({"x": [[0.0] * 64] * 6}), folder / "whole.parquet")
+    (folder / "cut.parquet").write_bytes((folder / "whole.parquet").read_bytes()[:-20])
+    (folder / "typo.yaml").write_text("sorce: data.npz\n")
+
+
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        ("no.npz", "no.npz': No such file or directory; check the path and its permissions"),
+        ("no-*.parquet", "matches 'no-*.parquet'; check the pattern"),
+        ("nowhere", "nowhere' does not exist, expected an .npz or .parquet file, a folder of images or"),
+        ("nan.npz", "data 'nan.npz', sample 4 holds NaN or infinity, expected finite numbers; remove it"),
+        ("empty.npz", "data 'empty.npz' is empty, expected at least one sample; check the source"),
+        ("cut.npz", "is truncated or no .npz file; write it again with numpy.savez"),
+        ("cut.parquet", "truncated, corrupted or of another kind; write it again"),
+        ("objects.npz", "array 'inputs' is a pickle of Python objects, expected numbers; save a numeric array"),
+        ("names.npz", "none of inputs, x, X, data, images among arrays pictures; choose one with `inputs:`"),
+        ("typo.yaml", "typo.yaml: source: Field required"),
+        ("net.py:wrong", "data 'net.py:wrong': the function raised ValueError: two lines; correct it"),
+        ("net.py:two", "the function returned tuple, expected inputs or (inputs, labels) as tensors"),
+        (
+            "rgb.npz",
+            "Sequential does not take inputs of shape [6, 3, 8, 8] (RuntimeError: Given groups=1, weight of size "
+            "[4, 1, 3, 3], expected input[6, 3, 8, 8] to have 1 channels, but got 3 channels instead); correct the "
+            "data or its preprocessing",
+        ),
+        ("small.npz", "Sequential does not take inputs of shape [6, 1, 2, 2] (RuntimeError: "),
+    ],
+)
+def test_wrong_data(lowbit: Lowbit, folder: Path, tmp_path: Path, source: str, told: str) -> None:
+    write_data(folder)
+    assert told in refusal(lowbit(*applying(tmp_path, data=source)))
+    assert not (folder / "pwned").exists()
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_unknown_runtime_and_opset(lowbit: Lowbit, tmp_path: Path) -> None:
+    told = "--runtime 'tensorrt' is unknown; expected onnxruntime or openvino"
+    assert told in refusal(lowbit(*applying(tmp_path, runtime="tensorrt")))
+    assert told in refusal(lowbit("verify", "model.onnx", "--runtime", "tensorrt"))
+    assert "opset 7: expected 21" in refusal(lowbit(*applying(tmp_path, opset="7")))
+
+
+@pytest.mark.parametrize("command", ["apply", "pilot", "demo"])
+def test_folder_that_cannot_be_written(lowbit: Lowbit, tmp_path: Path, command: str) -> None:
+    (tmp_path / "taken").write_text("a file")
+    arguments = {"apply": applying(tmp_path, out=tmp_path / "taken")}
+    others = [command, *(["pilot.yaml"] if command == "pilot" else []), "--out", tmp_path / "taken"]
+    message = refusal(lowbit(*arguments.get(command, others)))
+    assert f"{tmp_path / 'taken'}: File exists; check the path, its permissions and the free space" in message
+
+
+def test_full_disk(lowbit: Lowbit, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was there before stays, and nothing half-written is left."""
+
+    def full(*args: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/model.onnx").write_bytes(b"the older file")
+    monkeypatch.setattr(os, "replace", full)
+    message = refusal(lowbit(*applying(tmp_path)))
+    assert "model.onnx': No space left on device; free some space or choose another folder" in message
+    assert [path.read_bytes() for path in (tmp_path / "out").iterdir()] == [b"the older file"]
+    message = refusal(lowbit("pilot", "pilot.yaml", "--out", tmp_path / "run"))
+    assert "run.json': No space left on device" in message
+
+
+def test_missing_files(lowbit: Lowbit, tmp_path: Path) -> None:
+    told = "cannot read 'no.yaml': No such file or directory; check the path and its permissions"
+    assert told in refusal(lowbit("pilot", "no.yaml"))
+    assert told in refusal(lowbit(*applying(tmp_path, recipe="no.yaml")))
+
+
+@pytest.mark.parametrize(
+    ("sections", "told"),
+    [
+        (
+            {"kpi": {"metric": "accuracy", "minimum": 0.9}},
+            "kpi.metric 'accuracy' needs labels, the test data has none;",
+        ),
+        (
+            {"kpi": {"metric": "acuracy", "minimum": 0.9}},
+            "kpi.metric 'acuracy' is unknown; expected accuracy, agreement",
+        ),
+        (
+            {
+                "kpi": {"metric": "net.py:no", "minimum": 0.9},
+                "data": {"calibration": {"source": "unlabeled.npz"}, "test": {"source": "data.npz"}},
+            },
+            "reference 'net.py:no': 'net.py' has no 'no'; choose from",
+        ),
+        ({"kpi": {"minimun": 0.9}}, "pilot.yaml: kpi.minimum: Field required"),
+        ({"model": "net.py:bild"}, "reference 'net.py:bild': 'net.py' has no 'bild'; choose from build"),
+        ({"weights": "no.pt"}, "no.pt': No such file or directory"),
+        ({"variants": [{"name": "w8", "weights": "itn8"}]}, "pilot.yaml: variants[0].weights: unknown format 'itn8'"),
+        (
+            {"data": {"calibration": {"source": "rgb.npz"}, "test": {"source": "unlabeled.npz"}}},
+            "Sequential does not take inputs of shape [2, 3, 8, 8] (RuntimeError: Given groups=1",
+        ),
+    ],
+)
+def test_wrong_pilot(lowbit: Lowbit, folder: Path, tmp_path: Path, sections: dict[str, Any], told: str) -> None:
+    write_data(folder)
+    unlabeled = {"calibration": {"source": "unlabeled.npz"}, "test": {"source": "unlabeled.npz"}}
+    path = save_pilot(folder / "wrong-pilot.yaml", **({"data": unlabeled} | sections))
+    assert told in refusal(lowbit("pilot", path, "--out", tmp_path / "run"))
+    assert not (tmp_path / "run/variants").exists()
+
+
+def test_installed_command_fails_in_one_line(folder: Path, tmp_path: Path) -> None:
+    """In a process of its own, where libraries may also write to standard error."""
+    write_data(folder)
+    command = [str(Path(sys.executable).with_name("lowbit")), *map(str, applying(tmp_path, data="rgb.npz"))]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert "does not take inputs of shape" in refusal(Result(done.returncode, done.stdout, done.stderr))
