@@ -388,7 +388,7 @@ def write_data(folder: Path) -> None:
         ("cut.parquet", "truncated, corrupted or of another kind; write it again"),
         ("objects.npz", "array 'inputs' is a pickle of Python objects, expected numbers; save a numeric array"),
         ("names.npz", "none of inputs, x, X, data, images among arrays pictures; choose one with `inputs:`"),
-        ("typo.yaml", "typo.yaml: source: Field required"),
+        ("typo.yaml", "unknown key; did you mean 'source'?"),
         ("net.py:wrong", "data 'net.py:wrong': the function raised ValueError: two lines; correct it"),
         ("net.py:two", "the function returned tuple, expected inputs or (inputs, labels) as tensors"),
         (
@@ -463,7 +463,7 @@ def test_missing_files(lowbit: Lowbit, tmp_path: Path) -> None:
             },
             "reference 'net.py:no': 'net.py' has no 'no'; choose from",
         ),
-        ({"kpi": {"minimun": 0.9}}, "pilot.yaml: kpi.minimum: Field required"),
+        ({"kpi": {"minimun": 0.9}}, "pilot.yaml: kpi.minimun: unknown key; did you mean 'minimum'?"),
         ({"model": "net.py:bild"}, "reference 'net.py:bild': 'net.py' has no 'bild'; choose from build"),
         ({"weights": "no.pt"}, "no.pt': No such file or directory"),
         ({"variants": [{"name": "w8", "weights": "itn8"}]}, "pilot.yaml: variants[0].weights: unknown format 'itn8'"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -105,7 +106,7 @@ def apply(
     --data calibration.npz
     """
     from lowbit import models
-    from lowbit.export.onnx import export_onnx
+    from lowbit.export.onnx import MANIFEST, export_onnx
     from lowbit.export.verify import verify as check
     from lowbit.quantization import calibrate, coverage, quantize
     from lowbit.recipe import Recipe
@@ -126,11 +127,15 @@ def apply(
         "data": spec.model_dump(mode="json", exclude_defaults=True) | {"limit": len(samples)},
         "data_folder": os.fspath(base),
     }
-    exported = export_onnx(student, out / "model.onnx", example, opset=opset, provenance=provenance)
-    _show_verification(exported.path, check(exported, samples.batches(100), runtime=checked))
+    with tempfile.TemporaryDirectory(dir=out) as unverified:
+        exported = export_onnx(student, Path(unverified, "model.onnx"), example, opset=opset, provenance=provenance)
+        _show_verification(exported.path, check(exported, samples.batches(100), runtime=checked))
+        for name in (exported.path.name, MANIFEST):  # only a file that passed gets its final name
+            os.replace(exported.path.with_name(name), out / name)
     for row in coverage(student).skipped:
         typer.echo(f"  left float: {row.name} ({row.kind}): {row.reason}")
-    typer.echo(f"{exported.path}  {exported.path.stat().st_size / 1e6:.3f} MB")
+    written = out / "model.onnx"
+    typer.echo(f"{written}  {written.stat().st_size / 1e6:.3f} MB")
 
 
 @app.command()

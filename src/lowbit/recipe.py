@@ -16,6 +16,7 @@ import difflib
 import fnmatch
 import hashlib
 import json
+import reprlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -168,6 +169,7 @@ class _RecipeData(BaseModel):
 
 
 M = TypeVar("M", bound=BaseModel)
+_MOST_VALUES = 100_000
 
 
 def validated(model: type[M], data: object, where: str) -> M:
@@ -176,18 +178,31 @@ def validated(model: type[M], data: object, where: str) -> M:
     Raises:
         RecipeError: `data` does not fit.
     """
+    _check_extent(data, where)
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
+        found = error.errors(include_url=False)
+        # a misspelled key is also a missing one: the spelling is what to mend
+        first = next((e for e in found if e["type"] == "extra_forbidden"), found[0])
         path = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in first["loc"]).lstrip(".") or "the file"
-        hint = ""
         if first["type"] == "extra_forbidden":
             near = difflib.get_close_matches(str(first["loc"][-1]), _keys(model), n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; known keys are {', '.join(sorted(_keys(model)))}"
-            raise RecipeError(f"{where}: {path}: unknown key{hint}") from None
-        got = repr(first.get("input"))
-        raise RecipeError(f"{where}: {path}: {first['msg']}, got {got[:60]}") from None
+            hint = f"did you mean {near[0]!r}?" if near else f"known keys are {', '.join(sorted(_keys(model)))}"
+            raise RecipeError(f"{where}: {path}: unknown key; {hint}") from None
+        message = first["msg"].removeprefix("Value error, ")
+        raise RecipeError(f"{where}: {path}: {message}, got {reprlib.repr(first.get('input'))}") from None
+
+
+def _check_extent(data: object, where: str) -> None:
+    """Refuse a file whose aliases (`*name`) multiply to more values than memory holds."""
+    seen, waiting = 0, [data]
+    while waiting:
+        value = waiting.pop()
+        seen += 1
+        if seen > _MOST_VALUES:
+            raise RecipeError(f"{where}: more than {_MOST_VALUES} values, aliases written out; write fewer aliases")
+        waiting += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
 
 def _keys(model: type[BaseModel]) -> set[str]:
