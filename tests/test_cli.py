@@ -180,7 +180,7 @@ def exported(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "verified: same prediction 100.00%" in done.stdout
+    assert "predicts as the quantized model on 100.00%" in done.stdout
     assert f"{out / 'model.onnx'}  0.00" in done.stdout
     return out / "model.onnx"
 
@@ -200,7 +200,7 @@ def test_verify_finds_its_data_or_takes_other(lowbit: Lowbit, exported: Path, fo
     (folder / "data.yaml").write_text("source: data.npz\nlimit: 20\n")
     result = lowbit("verify", exported, *data)
     assert (result.status, result.err) == (0, "")
-    assert "verified: same prediction 100.00%" in result.out
+    assert "predicts as the quantized model on 100.00%" in result.out
     assert f"{10 if '--limit' in data else 60} samples" in result.out
 
 

@@ -11,6 +11,8 @@ import pytest
 import yaml
 
 from lowbit.formats import parse
+from lowbit.layers import weighted_layers
+from lowbit.models import digits_cnn
 from lowbit.pilot.spec import load_spec
 from lowbit.recipe import Recipe
 
@@ -40,6 +42,18 @@ def test_example_pilot_files_are_valid(path: Path) -> None:
     spec = load_spec(path)
     for variant in spec.variants:
         variant.to_recipe(path.parent, spec.name)
+
+
+def test_rules_of_the_digits_example_match_its_layers() -> None:
+    (variant,) = [v for v in load_spec(ROOT / "examples/digits/pilot.yaml").variants if v.rules]
+    variant.to_recipe(ROOT, "digits").resolve(weighted_layers(digits_cnn()))
+
+
+def test_pilot_file_in_docs_is_valid(tmp_path: Path) -> None:
+    (block,) = blocks("docs/pilot.md", "yaml")
+    (tmp_path / "pilot.yaml").write_text(block)
+    Recipe.uniform("int4", "int8").save(tmp_path / "recipe.yaml")
+    assert len(load_spec(tmp_path / "pilot.yaml").variants) == 4
 
 
 def test_recipe_in_docs_loads() -> None:

@@ -59,6 +59,8 @@ def demo(out: Out = None) -> None:
     from lowbit import demo as example
 
     folder = out or Path("runs", example.PILOT.name)
+    if not (folder / "weights.safetensors").exists():
+        typer.echo("training a small network on digits, then measuring it and five low-bit variants ...")
     example.trained_weights(folder / "weights.safetensors")
     _pilot(example.PILOT, folder, folder, jobs=1)
 
@@ -72,7 +74,8 @@ def pilot(
     """Measure every variant of a pilot file on your model and data, and write one report.
 
     The run folder is written as it goes: stop it at any moment, start it again with the same command, and finished
-    variants are kept. Paths in the file are relative to the file. Exit status 1 if no variant meets the KPI.
+    variants are kept. Paths in the file are relative to the file. Exit status 1 if a variant fails or none meets the
+    KPI.
 
     **Example**: lowbit pilot examples/cifar10/pilot.yaml
     """
@@ -80,7 +83,8 @@ def pilot(
 
     spec = load_spec(file)
     run = _pilot(spec, out or Path("runs", spec.name), file.resolve().parent, jobs)
-    if not any(t.verdict == "meets" and t.recipe for t in run.trials):
+    variants = [trial for trial in run.trials if trial.recipe]
+    if any(t.verdict == "failed" for t in variants) or not any(t.verdict == "meets" for t in variants):
         raise typer.Exit(1)
 
 
@@ -134,6 +138,8 @@ def apply(
             os.replace(exported.path.with_name(name), out / name)
     for row in coverage(student).skipped:
         typer.echo(f"  left float: {row.name} ({row.kind}): {row.reason}")
+    if weights is None:
+        typer.echo("  no --weights were given: these are those that the model's function made")
     written = out / "model.onnx"
     typer.echo(f"{written}  {written.stat().st_size / 1e6:.3f} MB")
 
@@ -240,8 +246,9 @@ def _show_verification(path: Path, result: Verification) -> None:
         table.add_row(layer, kernel, result.stayed_float.get(layer, ""))
     Console().print(table)
     typer.echo(
-        f"verified: same prediction {result.same_prediction:.2%}, lowest share of equal codes {result.same_codes:.4%}, "
-        f"largest difference {result.largest_code_difference} code(s); kernels: "
+        f"verified: predicts as the quantized model on {result.same_prediction:.2%} of the samples; at least "
+        f"{result.same_codes:.4%} of any tensor's codes are equal, the others differ by at most "
+        f"{result.largest_code_difference}; kernels: "
         + ", ".join(f"{count} {kernel}" for kernel, count in sorted(result.kernels.items()))
     )
 
@@ -275,6 +282,9 @@ def _show_run(run: Run) -> None:
             *(f"{row.median_ms:.3f}" for row in trial.latencies),
         )
     Console().print(table)
+    for trial in run.trials:
+        if trial.error:
+            typer.echo(f"{trial.name} failed: {trial.error}")
 
 
 def main() -> None:

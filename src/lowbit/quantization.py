@@ -200,6 +200,13 @@ class Coverage:
     layers: tuple[LayerCoverage, ...]
     note: str = ""
 
+    def __str__(self) -> str:
+        lines = []
+        for row in self.layers:
+            what = row.reason or f"weights {row.weights} per {row.granularity}, activations {row.activations}"
+            lines.append(f"{row.name} ({row.kind}): {what}")
+        return "\n".join([*lines, *([self.note] if self.note else [])])
+
     @property
     def quantized(self) -> tuple[LayerCoverage, ...]:
         """Layers with at least one quantizer."""

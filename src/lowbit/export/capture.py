@@ -98,7 +98,15 @@ def capture(frozen: nn.Module, example: Batch, opset: int, dynamic_batch: bool) 
             f"torch cannot export {type(frozen).__name__}: {type(cause).__name__}: {first}{remedy}"
         ) from error
     assert program is not None  # dynamo=True always returns a program
-    return program.model_proto
+    captured = program.model_proto
+    sizes = {i.name: i.type.tensor_type.shape.dim[0].dim_value for i in captured.graph.input if dynamic_batch}
+    for name, size in sizes.items():
+        if size:  # the exporter gives up on an open dimension without a word
+            raise ExportError(
+                f"{type(frozen).__name__} fixes the first dimension of {name!r} to {size}; make its forward follow the "
+                "batch size, or export with dynamic_batch=False"
+            )
+    return captured
 
 
 def _at_least_two(x: Tensor) -> Tensor:

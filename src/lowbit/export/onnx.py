@@ -48,8 +48,8 @@ def export_onnx(
         student: a calibrated student, or a float model.
         path: the file to write; a file that is there is replaced only when the new one is whole.
         example: a batch to trace the model with; its values do not matter.
-        opset: 21 runs in ONNX Runtime 1.20 and OpenVINO 2024.5 and later; 25 stores 2-bit weights in 2 bits, and
-            needs ONNX Runtime 1.25 or later.
+        opset: 21 runs in ONNX Runtime 1.20 and OpenVINO 2024.5 and later; 25 stores 2-bit weights in 2 bits, which
+            needs ONNX Runtime 1.25 or later, and which OpenVINO 2026.4 does not read.
         dynamic_batch: leave the first dimension of inputs open.
         provenance: more to note in the manifest, such as seeds and the hash of the data.
 
@@ -71,6 +71,7 @@ def export_onnx(
         raise ExportError(f"{path.name} would hold {model.ByteSize() / 1e9:.1f} GB; one ONNX file holds at most 2 GB")
     onnx.checker.check_model(model)
     with files.replacing(path) as temporary:
+        path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_bytes(model.SerializeToString())
     noted = origin(student)
     costs = cost(frozen, example)

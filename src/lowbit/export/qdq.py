@@ -18,6 +18,7 @@ into a table of their values, which runtimes fold to float32 at load: small on d
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -34,7 +35,7 @@ from lowbit.errors import ExportError
 from lowbit.export.capture import DOMAIN
 from lowbit.formats import Block, Float, Format, Int, Ternary
 from lowbit.granularity import PerChannel, PerGroup, PerTensor
-from lowbit.layers import Quantized, output_granularity
+from lowbit.layers import Quantized, output_granularity, weighted_layers
 from lowbit.quantizer import Codes, Quantizer
 
 Array = npt.NDArray[np.generic]
@@ -74,6 +75,7 @@ class _Rewrite:
         graph = self.model.graph
         self.initializers = {i.name: i for i in graph.initializer}
         self.outputs = {o.name for o in graph.output}
+        self.layers = weighted_layers(self.frozen).keys()
         values = [*graph.input, *graph.value_info]
         self.ranks = {v.name: len(v.type.tensor_type.shape.dim) for v in values}
         self.readers: dict[str, list[onnx.NodeProto]] = {}
@@ -128,7 +130,7 @@ class _Rewrite:
                 f"activations {quantizer_name!r}: no runtime computes with {fmt} activations; use int2 to int16, "
                 "or e4m3fn, e5m2, e4m3fnuz, e5m2fnuz, bf16, fp16, in the recipe"
             )
-        # the lowest code is stored as 0, so that after a ReLU the zero point is 0 and runtimes drop the ReLU
+        # the lowest code is stored as 0: behind a ReLU the zero point is 0, and nothing is left to clip
         kind = np.uint16 if fmt.bits > 8 else np.uint8
         x, *clamp = self.unclamped(x) if kind is np.uint8 else (x, -np.inf, np.inf)
         bounds = [
@@ -322,6 +324,8 @@ class _Rewrite:
         """Give a layer's node the layer's name, and its bias the integer form."""
         if node.op_type not in _WEIGHTED:
             return
+        if node.op_type == "MatMul" and node.input[1] not in self.weights:
+            self.name_by_scope(node)  # its weight was transposed, under a new name
         for i, tensor in enumerate(node.input):
             if (layer := self.weights.get(tensor)) is not None:  # a model that is itself a layer has the name ""
                 node.name = self.numbered(layer)
@@ -333,6 +337,13 @@ class _Rewrite:
                 node.name = self.numbered(tensor.removesuffix(".weight").removesuffix(".layer"))
                 if i == 1:
                     node.input[0] = self.guarded(node.input[0])
+
+    def name_by_scope(self, node: onnx.NodeProto) -> None:
+        """Give a node the name of the layer whose forward made it, which the exporter notes; else it keeps its own."""
+        scopes = next((p.value for p in node.metadata_props if p.key == "pkg.torch.onnx.name_scopes"), "[]")
+        layer = next((scope for scope in reversed(ast.literal_eval(scopes)) if scope and scope in self.layers), None)
+        if layer is not None:
+            node.name = self.numbered(layer)
 
     def on_integers(self, layer: str, node: onnx.NodeProto) -> bool:
         """Whether a layer's node multiplies 8-bit codes of its input with 8-bit codes of its weight, and adds the rest.

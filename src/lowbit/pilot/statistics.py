@@ -97,7 +97,7 @@ def _hits(metric: str, outputs: Array, labels: Array | None, reference: Array) -
     if targets.ndim != 1 or outputs.ndim != 2:
         raise DataError(
             f"kpi.metric accuracy: got outputs {list(outputs.shape)} and labels {list(targets.shape)}, expected [N, "
-            "classes] and [N]; use a module:function metric"
+            "classes] and [N]; check which array is labels, or use a module:function metric"
         )
     return np.asarray(predictions(outputs) == targets)
 
