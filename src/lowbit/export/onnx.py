@@ -49,7 +49,7 @@ def export_onnx(
         path: the file to write; a file that is there is replaced only when the new one is whole.
         example: a batch to trace the model with; its values do not matter.
         opset: 21 runs in ONNX Runtime 1.20 and OpenVINO 2024.5 and later; 25 stores 2-bit weights in 2 bits, which
-            needs ONNX Runtime 1.25 or later, and which OpenVINO 2026.4 does not read.
+            ONNX Runtime 1.31 reads and OpenVINO 2026.4 does not read.
         dynamic_batch: leave the first dimension of inputs open.
         provenance: more to note in the manifest, such as seeds and the hash of the data.
 
