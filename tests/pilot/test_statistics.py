@@ -64,15 +64,14 @@ def test_accuracy_of_a_single_output_is_by_sign() -> None:
 
 
 def test_paired_difference_by_hand() -> None:
-    """Two samples lost and one won of ten: mean -0.1, gaps -1, -1, 1 and seven 0."""
+    """Two samples lost and one won of ten; half a sample more in each cell: 1.5 won, 2.5 lost of 12."""
     labels = np.zeros(10, int)
     reference = one_hot([0] * 9 + [1])
     outputs = one_hot([1, 1] + [0] * 8)
     found = statistics.difference("accuracy", outputs, labels, reference, 0)
-    deviation = math.sqrt((3 - 10 * 0.1**2) / 9)
+    half = 1.96 * math.sqrt((4 - 1 / 12) / 144)
     assert found.value == pytest.approx(-0.1)
-    assert found.high - found.value == pytest.approx(1.96 * deviation / math.sqrt(10), rel=1e-4)
-    assert found.value - found.low == pytest.approx(found.high - found.value)
+    assert (found.low, found.high) == pytest.approx((-1 / 12 - half, -1 / 12 + half), rel=1e-4)
 
 
 def test_paired_difference_is_narrower_than_two_intervals() -> None:
@@ -86,14 +85,15 @@ def test_paired_difference_is_narrower_than_two_intervals() -> None:
     assert found.high - found.low < 0.5 * (alone.high - alone.low)
 
 
-def test_nothing_changed_is_no_difference() -> None:
+def test_nothing_changed_on_few_samples_is_not_certainty() -> None:
     outputs, labels = one_hot([0, 1, 2]), np.array([0, 1, 1])
-    assert statistics.difference("accuracy", outputs, labels, outputs, 0) == Score(0.0, 0.0, 0.0, 3)
-
-
-def test_one_sample_says_nothing_about_a_difference() -> None:
-    found = statistics.difference("accuracy", one_hot([0]), np.array([0]), one_hot([0]), 0)
-    assert (found.low, found.high) == (-1.0, 1.0)
+    few = statistics.difference("accuracy", outputs, labels, outputs, 0)
+    assert few.value == 0
+    assert few.low == -few.high < 0
+    many = statistics.difference(
+        "accuracy", np.tile(outputs, (100, 1)), np.tile(labels, 100), np.tile(outputs, (100, 1)), 0
+    )
+    assert 0 < many.high < few.high / 10
 
 
 def test_agreement_difference_is_what_is_lost() -> None:

@@ -63,12 +63,18 @@ def score(
 def difference(
     metric: str, outputs: Array, labels: Array | None, reference: Array, seed: int, folder: Path | None = None
 ) -> Score:
-    """Score of `outputs` less that of the float `reference`, paired sample by sample, with a 95 % interval."""
+    """Score of `outputs` less that of the float `reference`, paired sample by sample, with a 95 % interval.
+
+    For shares the interval adds half a sample to each cell of the two-by-two table (Agresti and Min, Simple improved
+    confidence intervals for comparing matched proportions, 2005), so that no change on few samples is not certainty.
+    """
     if metric in ("accuracy", "agreement"):
         hits, base = (_hits(metric, o, labels, reference).astype(float) for o in (outputs, reference))
-        gaps = hits - base
-        half = 1.96 * float(gaps.std(ddof=1)) / len(gaps) ** 0.5 if len(gaps) > 1 else 1.0
-        return Score(float(gaps.mean()), float(gaps.mean()) - half, float(gaps.mean()) + half, len(gaps))
+        gaps, count = hits - base, len(hits) + 2
+        won, lost = float((gaps > 0).sum()) + 0.5, float((gaps < 0).sum()) + 0.5
+        middle = (won - lost) / count
+        half = 1.96 * ((won + lost - (won - lost) ** 2 / count) / count**2) ** 0.5
+        return Score(float(gaps.mean()), middle - half, middle + half, len(gaps))
     function, targets = _function(metric, folder), _targets(outputs, labels)
 
     def gap(i: Array) -> float:
