@@ -114,8 +114,8 @@ def _layer_cost(name: str, module: nn.Module, reads: Quantizer | None, calls: li
     shape = holds.shape if isinstance(holds, Codes) else layer.get_parameter("weight").shape
     bits = _bits(holds.format) if holds else _FLOAT_BITS
     activation_bits = reads.format.bits if reads else _FLOAT_BITS
-    # a block format's scales are in its bits; all others are stored as float32
-    scale_bytes = 0 if holds is None or isinstance(holds.format, Block) else 4 * holds.scale.numel()
+    scale_bytes = _scale_bytes(holds) if holds else 0
+    code_bits = holds.format.bits if holds else _FLOAT_BITS
     multiplied = 0 if isinstance(layer, nn.Embedding) else sum(_macs(layer, shape, i, o) for i, o in calls)
     return LayerCost(
         name,
@@ -124,7 +124,7 @@ def _layer_cost(name: str, module: nn.Module, reads: Quantizer | None, calls: li
         macs=multiplied,
         weight_bits=bits,
         activation_bits=activation_bits,
-        weight_bytes=-(-round(shape.numel() * bits) // 8) + scale_bytes,
+        weight_bytes=-(-shape.numel() * code_bits // 8) + scale_bytes,
         activation_bytes=max((-(-(i + o) * activation_bits // 8) for i, o in calls), default=0),
     )
 
@@ -134,6 +134,13 @@ def _macs(layer: nn.Module, shape: torch.Size, inputs: int, outputs: int) -> int
     if isinstance(layer, TRANSPOSED):
         return inputs * shape[1:].numel()
     return outputs * shape[1:].numel()
+
+
+def _scale_bytes(holds: Quantizer | Codes) -> int:
+    """One byte a block for block formats, and NVFP4's tensor scale; float32 for all others."""
+    if isinstance(holds.format, Block):
+        return holds.scale.numel() + (4 if holds.format.scale_format == "e4m3fn" else 0)
+    return 4 * holds.scale.numel()
 
 
 def _bits(format: Format) -> float:
