@@ -152,7 +152,7 @@ def test_what_stays_float_counts_32_bits(weights: str | None, activations: str |
         ("int16", "tensor", 640 + 4),
         ("mxfp4", "channel", 160 + 10),
         ("mxfp6", "channel", 240 + 10),
-        ("nvfp4", "channel", 160 + 20),
+        ("nvfp4", "channel", 160 + 20 + 4),
     ],
 )
 def test_weight_bytes(weights: str, granularity: str, expected: int) -> None:
