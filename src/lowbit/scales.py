@@ -78,7 +78,7 @@ class Histogram:
     """Streaming statistics of a tensor: extremes and counts over `[-limit, limit]`, in constant memory.
 
     `limit` is a power of two and doubles by adding neighboring bins, which is exact: the result does not depend on the
-    order or size of the batches, and histograms of several processes add up.
+    order or size of the batches.
     """
 
     limit: float = 0.0

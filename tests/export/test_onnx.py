@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -29,15 +28,6 @@ from lowbit.quantization import calibrate, quantize
 from lowbit.recipe import Recipe, Rule
 
 Array = npt.NDArray[Any]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Test processes of two threads each wait for each other on two cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def student(model: nn.Module, example: Batch, recipe: Recipe) -> nn.Module:
