@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import onnx
@@ -12,7 +14,7 @@ import torch
 from onnx import TensorProto, helper
 from torch import Tensor
 
-from lowbit import ops
+from lowbit import kernels, ops
 from lowbit.formats import Block, Format, Int, parse
 from lowbit.granularity import Granularity, PerChannel, PerGroup, PerTensor
 
@@ -36,6 +38,18 @@ FORMATS = [
 ]
 GRANULARITIES = [PerTensor(), PerChannel(0), PerChannel(1), PerGroup(4), PerGroup(5, ragged=True)]
 SHAPE = torch.Size([6, 4, 2, 1])
+
+
+@pytest.fixture(scope="module", autouse=True, params=["torch", "kernels"])
+def path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Every test runs twice: on plain torch, and on the kernels where they can be built."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+        if request.param == "torch":
+            patch.setattr(kernels, "call", mock.Mock(return_value=None))
+        elif why_not := kernels.why_not():
+            pytest.skip(f"no kernels: {why_not}")
+        yield
 
 
 def scales_of(granularity: Granularity, shape: torch.Size = SHAPE) -> Tensor:

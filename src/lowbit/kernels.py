@@ -1,0 +1,216 @@
+"""Fake quantization in C++ for training on the CPU: built by the machine's own compiler, bit for bit what torch gives.
+
+In torch, fake quantization is six passes over a tensor and a dozen backward; `kernels.cpp` makes it one each. It is
+compiled (about a second) when a gradient is first asked for, and kept in `$XDG_CACHE_HOME/lowbit` (`~/.cache/lowbit`)
+for the next process. Where that cannot be, `lowbit.ops` runs on plain torch; `why_not` and the log (INFO) say why.
+
+The library has a C interface and knows no tensors, so it fits any version of torch. It runs on torch's own threads:
+g++ asks for the same OpenMP as torch, whose symbols are already loaded for the whole process and found first.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from lowbit.files import one_line
+from lowbit.formats import Binary, Block, Float, Format, Int, Ternary
+from lowbit.granularity import Granularity, PerChannel, PerGroup, PerTensor
+
+_SOURCE = Path(__file__).with_name("kernels.cpp")
+# no flag changes a value: no fused multiply-add, and of -ffast-math only what drops errno and traps, which nobody reads
+_EXACT = ("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math")
+_FLAGS = ("-std=c++17", "-O3", "-march=native", *_EXACT, "-fopenmp", "-fno-exceptions", "-fPIC", "-shared")
+_PIECE = 2048  # numbers done at a time, so that they stay in the first-level cache
+
+
+def why_not() -> str | None:
+    """Why training runs without the kernels; None where it runs with them. Builds them if nothing did yet."""
+    found = _library()
+    return found if isinstance(found, str) else None
+
+
+@functools.cache
+def _library() -> ctypes.CDLL | str:
+    """The kernels, or why there are none."""
+    try:
+        return ctypes.CDLL(str(_built()))
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+        reason = one_line(error)
+        logging.getLogger(__name__).info("fake quantization runs on plain torch, without kernels: %s", reason)
+        return reason
+
+
+def _built() -> Path:
+    """Where the compiled library lies; compiled now unless an earlier process did.
+
+    What lies there is run, so the folder has to belong to the user and be closed to other writers.
+    """
+    if os.name != "posix":
+        raise RuntimeError(f"the kernels are built on POSIX systems, not on {os.name!r}")
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lowbit"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if folder.stat().st_uid != os.getuid() or folder.stat().st_mode & 0o022:
+        raise PermissionError(f"{folder} belongs to another user, or others may write to it")
+    # what the compiler would do: that names its version, and the processor that "native" stands for
+    plan = _run("g++", *_FLAGS, "-###", "-E", "-x", "c++", os.devnull).stderr
+    library = folder / f"kernels-{hashlib.sha256(plan + _SOURCE.read_bytes()).hexdigest()[:16]}.so"
+    if not library.exists():
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:  # moved when whole, so processes may build at once
+            unfinished = Path(scratch) / library.name
+            _run("g++", *_FLAGS, str(_SOURCE), "-o", str(unfinished))
+            unfinished.replace(library)
+    return library
+
+
+def _run(*command: str) -> subprocess.CompletedProcess[bytes]:
+    done = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, timeout=120, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{command[0]}: {done.stderr.decode(errors='replace').strip()}")
+    return done
+
+
+# What the kernels are told: the structures of kernels.cpp
+
+
+class _Grid(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_int32) for name in ("kind", "mantissa")),
+        *((name, ctypes.c_float) for name in ("low", "high", "threshold", "smallest_normal", "zero")),
+    )
+
+
+class _Layout(ctypes.Structure):
+    _fields_ = tuple((name, ctypes.c_int64) for name in ("rows", "row", "run", "scales_of_row", "piece"))
+
+
+@functools.lru_cache(maxsize=256)
+def _grid(format: Format, affine: bool) -> _Grid | None:
+    """`format` for the kernels; None if they do not know it."""
+    element = format.element if isinstance(format, Block) else format
+    match element:
+        case Int():
+            told: dict[str, float] = {"kind": int(affine)}
+        case _ if affine:
+            return None
+        case Float() if element.bias <= 127:  # beyond, its normal numbers are subnormal in float32
+            zero = 0.0 if element.specials == "fnuz" else -0.0
+            smallest = 2.0 ** (1 - element.bias)
+            told = {"kind": 2, "mantissa": element.mantissa, "smallest_normal": smallest, "zero": zero}
+        case Ternary():
+            told = {"kind": 3, "threshold": element.threshold}
+        case Binary():
+            told = {"kind": 4, "threshold": 0.0 if element.signed else 0.5 + 2.0**-24}  # the next after 0.5
+        case _:
+            return None
+    return _Grid(low=format.min, high=format.max, **told)
+
+
+def _layout(shape: torch.Size, granularity: Granularity) -> _Layout:
+    match granularity:
+        case PerTensor():
+            return _Layout(1, shape.numel(), shape.numel(), 0, _PIECE)
+        case PerChannel(axis):
+            row, run = shape[axis or 0 :].numel(), shape[(axis or 0) + 1 :].numel()
+            return _Layout(shape.numel() // row, row, run, 0, _PIECE)
+        case PerGroup(size):
+            rows, groups = granularity.scale_shape(shape)
+            return _Layout(rows, shape[1:].numel(), size, groups, _PIECE)
+
+
+# Calls
+
+
+@dataclass(frozen=True)
+class Call:
+    """The kernels, ready for one tensor `x`, its scales and, on the way back, the gradient of the result."""
+
+    library: ctypes.CDLL
+    x: Tensor
+    scale: Tensor
+    grad: Tensor | None
+    layout: _Layout
+    arguments: tuple[Any, ...]  # the first ones of both kernels
+
+    def forward(self) -> Tensor:
+        """`x` fake quantized."""
+        y = torch.empty_like(self.x)
+        self.library.lowbit_forward(*self.arguments, _pointer(y))
+        return y
+
+    def backward(self, wanted: tuple[bool, bool]) -> tuple[Tensor | None, Tensor | None]:
+        """The gradients of `x` and of `scale`, as far as they are `wanted`."""
+        runs, pieces = -(-self.layout.row // self.layout.run), -(-self.layout.run // _PIECE)
+        dx = torch.empty_like(self.x) if wanted[0] else None
+        ds = self.x.new_empty(self.layout.rows * runs * pieces) if wanted[1] else None  # a sum for each piece
+        self.library.lowbit_backward(*self.arguments, _pointer(self.grad), _pointer(dx), _pointer(ds))
+        if ds is not None:
+            ds = ds.reshape(-1, self.scale.numel(), pieces).sum((0, 2)).reshape(self.scale.shape)
+        return dx, ds
+
+
+def call(
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    format: Format,
+    granularity: Granularity,
+    *,
+    grad: Tensor | None = None,
+    build: bool = False,
+) -> Call | None:
+    """A call of the kernels, or None where torch has to do it: they take float32 in one stretch of CPU memory.
+
+    Args:
+        grad: the gradient of the result, for `Call.backward`.
+        build: whether to build the kernels; without, they are used if `call` or `why_not` have built them before.
+    """
+    scales = [s for s in (scale, zero_point) if s is not None]
+    if _watched() or not (build or _library.cache_info().currsize):
+        return None
+    if x.numel() == 0 or not all(_usable(t) and t.is_contiguous() for t in (x, *scales)):
+        return None
+    if any(s.shape != granularity.scale_shape(x.shape) for s in scales):
+        return None
+    if grad is not None and not _usable(grad := grad.contiguous()):
+        return None
+    grid, library = _grid(format, zero_point is not None), _library()
+    if grid is None or isinstance(library, str):
+        return None
+    layout = _layout(x.shape, granularity)
+    given = (ctypes.byref(grid), ctypes.byref(layout), torch.get_num_threads(), *map(_pointer, (x, scale, zero_point)))
+    return Call(library, x, scale, grad, layout, given)
+
+
+def _watched() -> bool:
+    """Whether torch's own operations are being compiled, traced or transformed, and nothing else would be seen."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._is_tracing()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack() > 0
+    )
+
+
+def _usable(x: Tensor) -> bool:
+    return (
+        type(x) in (Tensor, Parameter)
+        and (x.device.type, x.dtype, x.layout) == ("cpu", torch.float32, torch.strided)
+        and not x.is_neg()
+    )
+
+
+def _pointer(x: Tensor | None) -> ctypes.c_void_p:
+    return ctypes.c_void_p(None if x is None else x.data_ptr())
