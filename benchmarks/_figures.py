@@ -9,11 +9,16 @@ from pathlib import Path
 
 def options(description: str) -> argparse.Namespace:
     """``--quick`` for a run under a minute, ``--data DIR`` for the folder with `cifar10`."""
+    return parser(description).parse_args()
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """The same, for more options to be added."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help="fewer samples and repeats, under a minute")
     default = Path(__file__).resolve().parents[2] / "shared" / "data"
     parser.add_argument("--data", type=Path, default=default, help="folder that holds cifar10/")
-    return parser.parse_args()
+    return parser
 
 
 def emit(name: str, value: float, unit: str, target: str = "") -> None:

@@ -1,4 +1,4 @@
-"""What every test shares: one torch thread a process, because pytest-xdist runs a process a core; and no user's cache."""
+"""What every test shares: one torch thread a process, as pytest-xdist runs a process a core; a cache of its own."""
 
 from __future__ import annotations
 

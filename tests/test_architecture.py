@@ -17,8 +17,8 @@ ROOT = Path(lowbit.__file__).parent
 LEAVES = ["errors", "files", "progress", "batches"]
 ORDER = [
     *LEAVES,
-    *("formats", "granularity", "ops", "scales", "quantizer", "recipe", "layers", "graph", "quantization"),
-    *("costs", "training", "methods", "export", "pilot", "report"),
+    *("formats", "granularity", "kernels", "ops", "scales", "quantizer", "recipe", "layers", "graph", "quantization"),
+    *("costs", "post_training", "training", "methods", "export", "pilot", "report"),
 ]
 # edges import what they like, and only they and the pilot import them
 EDGES = {"models", "data", "cli", "demo"}

@@ -10,12 +10,12 @@ from lowbit import ops
 from lowbit.errors import CalibrationError
 from lowbit.formats import Block, Format, Int, parse
 from lowbit.granularity import Granularity, PerChannel, PerGroup, PerTensor
-from lowbit.scales import Histogram, ScaleRule, affine, weight_scale
+from lowbit.scales import Histogram, ScaleRule, WeightRule, affine, weight_scale
 
 WEIGHT_FORMATS = ["int8", "int4", "int4-narrow", "int2", "ternary", "ternary:0.7", "binary", "e4m3fn", "e2m1", "e5m2"]
 ACTIVATION_FORMATS = ["int8", "uint8", "int4", "uint4", "int2", "int16", "e4m3fn", "e5m2", "ternary"]
 GRANULARITIES = [PerTensor(), PerChannel(0), PerChannel(1), PerGroup(16), PerGroup(10, ragged=True)]
-RULES: list[ScaleRule] = ["absmax", "mse", "percentile"]
+RULES: list[WeightRule] = ["absmax", "mse", "percentile"]
 
 
 def sample(kind: str, count: int = 4096, seed: int = 0) -> Tensor:
@@ -105,7 +105,7 @@ def test_percentile_takes_tensors_of_any_size_and_sparsity() -> None:
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("name", [*WEIGHT_FORMATS, "mxfp4", "nvfp4"])
-def test_zero_blocks_get_a_usable_scale(name: str, rule: ScaleRule) -> None:
+def test_zero_blocks_get_a_usable_scale(name: str, rule: WeightRule) -> None:
     format = parse(name)
     granularity = PerGroup(format.size, ragged=True) if isinstance(format, Block) else PerChannel(0)
     weight = torch.zeros(3, 40)
@@ -115,7 +115,7 @@ def test_zero_blocks_get_a_usable_scale(name: str, rule: ScaleRule) -> None:
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_block_formats_bring_their_own_scales(rule: ScaleRule) -> None:
+def test_block_formats_bring_their_own_scales(rule: WeightRule) -> None:
     weight, format = sample("normal", 4 * 64).reshape(4, 64), parse("mxfp4")
     granularity = PerGroup(32, ragged=True)
     expected = format.scale(granularity.rows(weight).abs().amax(1)).reshape(4, 2)

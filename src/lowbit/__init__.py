@@ -32,6 +32,15 @@ if TYPE_CHECKING:
     from lowbit.granularity import PerChannel as PerChannel
     from lowbit.granularity import PerGroup as PerGroup
     from lowbit.granularity import PerTensor as PerTensor
+    from lowbit.post_training.correction import correct_moments as correct_moments
+    from lowbit.post_training.equalization import equalize as equalize
+    from lowbit.post_training.levels import post_train as post_train
+    from lowbit.post_training.ranges import choose_ranges as choose_ranges
+    from lowbit.post_training.reconstruction import reconstruct as reconstruct
+    from lowbit.post_training.reconstruction import tune as tune
+    from lowbit.post_training.rounding import fit_scales as fit_scales
+    from lowbit.post_training.rounding import round_weights as round_weights
+    from lowbit.post_training.sensitivity import widen as widen
     from lowbit.quantization import Coverage as Coverage
     from lowbit.quantization import calibrate as calibrate
     from lowbit.quantization import coverage as coverage
@@ -49,6 +58,19 @@ _HOMES = {
     "lowbit.export.verify": ("Verification", "verify"),
     "lowbit.formats": ("Binary", "Block", "Float", "Int", "Ternary", "parse"),
     "lowbit.granularity": ("PerChannel", "PerGroup", "PerTensor"),
+    "lowbit.post_training.correction": ("correct_moments",),
+    "lowbit.post_training.equalization": ("equalize",),
+    "lowbit.post_training.levels": ("post_train",),
+    "lowbit.post_training.ranges": ("choose_ranges",),
+    "lowbit.post_training.reconstruction": (
+        "reconstruct",
+        "tune",
+    ),
+    "lowbit.post_training.rounding": (
+        "fit_scales",
+        "round_weights",
+    ),
+    "lowbit.post_training.sensitivity": ("widen",),
     "lowbit.quantization": ("Coverage", "calibrate", "coverage", "freeze", "quantize"),
     "lowbit.recipe": ("Recipe", "Rule"),
 }

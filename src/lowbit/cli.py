@@ -6,7 +6,7 @@ import os
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from lowbit.export.verify import Verification
     from lowbit.pilot.record import Run
     from lowbit.pilot.spec import DataSpec, PilotSpec
+    from lowbit.post_training.levels import Level
 
 app = typer.Typer(
     name="lowbit",
@@ -103,6 +104,7 @@ def apply(
     opset: Annotated[int, typer.Option("--opset", help="21, or 25 to store 2-bit weights in 2 bits.")] = 21,
     limit: Annotated[int, typer.Option("--limit", help="Calibrate on so many samples.", min=1)] = 1024,
     seed: Annotated[int, typer.Option("--seed", help="Which samples.")] = 0,
+    level: Annotated[str, typer.Option("--level", help="Effort: fast, balanced or best (minutes).")] = "balanced",
 ) -> None:
     """Turn one recipe into one verified ONNX file with its manifest.
 
@@ -112,7 +114,8 @@ def apply(
     from lowbit import models
     from lowbit.export.onnx import MANIFEST, export_onnx
     from lowbit.export.verify import verify as check
-    from lowbit.quantization import calibrate, coverage, quantize
+    from lowbit.post_training.levels import post_train
+    from lowbit.quantization import coverage
     from lowbit.recipe import Recipe
 
     checked, read = _runtime(runtime), Recipe.load(recipe)
@@ -122,8 +125,9 @@ def apply(
     samples = _open(spec, base, seed)
     if spec.limit is None and len(samples) > limit:
         samples = samples.take(limit, seed)
-    student = quantize(network, read)
-    calibrate(student, samples.batches(100))
+    batches = samples.batches(max(1, min(100, len(samples) // 8)))
+    student, did = post_train(network, read, batches, level=cast("Level", level), seed=seed)
+    typer.echo(f"level {level}: {did}")
     example = next(iter(samples.batches(2)))[0]
     provenance = {
         "seed": seed,
@@ -169,7 +173,11 @@ def verify(
         raise DataError(f"the manifest of {str(file)!r} does not name its data; give --data")
     samples = _open(spec, base, seed if isinstance(seed, int) else 0)
     samples = samples.take(limit, 0) if len(samples) > limit else samples
-    _show_verification(file, check(file, samples.batches(100), runtime=checked))
+    result = check(file, samples.batches(100), runtime=checked)
+    _show_verification(file, result)
+    typer.echo("why is it not faster?")
+    for line in result.why_not_faster():
+        typer.echo(f"  {line}")
 
 
 def _pilot(spec: PilotSpec, folder: Path, base: Path, jobs: int) -> Run:

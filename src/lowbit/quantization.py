@@ -6,6 +6,8 @@ import copy
 import hashlib
 from collections.abc import Collection
 from dataclasses import dataclass
+from dataclasses import replace as replace_fields
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -33,19 +35,32 @@ UNTRACED = (
 )
 
 
-@dataclass
+@dataclass(frozen=True)
 class Origin:
-    """Where a student came from: its recipe, why it could not be traced (empty if it was), and what calibrated it."""
+    """Where a student came from: its recipe, why it could not be traced (empty if it was), what calibrated it.
+
+    `folded` tells whether its BatchNorms were folded, and `steps` what was done to it after calibration, in order.
+    """
 
     recipe: Recipe
     untraced: str = ""
+    folded: bool = True
     calibration_samples: int = 0
     calibration_hash: str = ""
+    steps: tuple[str, ...] = ()
 
 
 def origin(student: nn.Module) -> Origin | None:
     """The origin that `quantize` noted on a student, None for any other model."""
     return getattr(student, "meta", {}).get("lowbit")
+
+
+def note(student: nn.Module, step: str = "", **known: Any) -> None:
+    """Add to the origin of a student: a step that changed it, or fields of `Origin`; nothing for any other model."""
+    noted = origin(student)
+    if noted is not None:  # copies of a student may share one origin: it is replaced, never changed
+        changed = replace_fields(noted, steps=(*noted.steps, *([step] if step else [])), **known)
+        student.meta = {**student.meta, "lowbit": changed}  # type: ignore[dict-item, assignment]
 
 
 def quantize(model: nn.Module, recipe: Recipe, *, fold: bool = True) -> nn.Module:
@@ -95,7 +110,7 @@ def quantize(model: nn.Module, recipe: Recipe, *, fold: bool = True) -> nn.Modul
         graph.place(traced, rules, recipe.glue)
     # fx copies `meta` along with a graph; a plain module copies all its attributes
     kept = getattr(student, "meta", None)
-    noted = Origin(recipe, traced if isinstance(traced, str) else "")
+    noted = Origin(recipe, traced if isinstance(traced, str) else "", fold)
     student.meta = {**(kept if isinstance(kept, dict) else {}), "lowbit": noted}  # type: ignore[assignment]
     return student
 
@@ -128,8 +143,7 @@ def calibrate(student: nn.Module, batches: Batches, *, progress: bool = True) ->
                 quantizer.fit_histogram()  # raises, before any scale has changed
         for quantizer in quantizers.values():
             quantizer.fit_histogram()
-        if noted := origin(student):
-            noted.calibration_samples, noted.calibration_hash = samples, digest
+        note(student, calibration_samples=samples, calibration_hash=digest)
     finally:
         for quantizer in quantizers.values():
             quantizer.histogram = None

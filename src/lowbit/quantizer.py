@@ -82,6 +82,7 @@ class Quantizer(nn.Module):
 
     def fit_weight(self, weight: Tensor) -> None:
         """Set the scale from a whole weight tensor."""
+        assert self.scale_rule != "entropy"  # a rule of activations, as the types of `Rule` say
         with torch.no_grad():
             self.scale.copy_(weight_scale(weight, self.format, self.granularity, self.scale_rule))
 

@@ -20,7 +20,7 @@ import reprlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -29,7 +29,7 @@ from lowbit import files
 from lowbit.errors import FormatError, RecipeError
 from lowbit.formats import Format, Int, parse
 from lowbit.granularity import Granularity, PerChannel, parse_granularity
-from lowbit.scales import ScaleRule
+from lowbit.scales import ScaleRule, WeightRule
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Rule:
     activations: Format | None = None
     granularity: Granularity = PerChannel()
     symmetric: bool = False
-    weight_scale: ScaleRule = "mse"
+    weight_scale: WeightRule = "mse"
     activation_scale: ScaleRule = "mse"
 
 
@@ -158,8 +158,8 @@ class _RuleData(BaseModel):
     activations: str | None = None
     granularity: str = "channel"
     symmetric: bool = False
-    weight_scale: Literal["absmax", "mse", "percentile"] = "mse"
-    activation_scale: Literal["absmax", "mse", "percentile"] = "mse"
+    weight_scale: WeightRule = "mse"
+    activation_scale: ScaleRule = "mse"
 
 
 class _RecipeData(BaseModel):

@@ -22,8 +22,10 @@ from lowbit import files, models
 from lowbit.batches import Batch, call, inputs_of
 from lowbit.errors import CalibrationError, DataError, ExportError
 from lowbit.export.onnx import Exported, export_onnx, manifest_entry, note, read_manifest
+from lowbit.export.qdq import BlockActivations
 from lowbit.export.runtime import Session, open_session
 from lowbit.formats import parse
+from lowbit.granularity import PerGroup
 from lowbit.quantization import calibrate, quantize
 from lowbit.recipe import Recipe, Rule
 
@@ -433,6 +435,87 @@ def test_an_embedding_is_packed_too(tmp_path: Path) -> None:
     stored = {i.name: i for i in graph_of(exported).initializer}
     assert stored["embedding.weight.codes"].data_type == TensorProto.INT4
     close(*outputs(exported, example)[0])
+
+
+# Block kernels
+
+
+def blocks(
+    weights: str, size: int, computed: BlockActivations, folder: Path, *, bias: bool = True, rank: int = 2
+) -> tuple[onnx.GraphProto, tuple[Array, Array]]:
+    torch.manual_seed(0)
+    example = torch.randn(4, *(3,) * (rank - 2), 128)
+    recipe = Recipe.uniform(weights, None, granularity=f"group:{size}")
+    quantized = student(nn.Linear(128, 24, bias=bias), example, recipe)
+    exported = export_onnx(quantized, folder / "m.onnx", example, block_kernels=computed)
+    assert manifest_entry(exported.path)["block_kernels"] == computed
+    return graph_of(exported), outputs(exported, example)[0]
+
+
+@pytest.mark.parametrize("size", [16, 32, 64, 128])
+@pytest.mark.parametrize("weights", ["int4", "int3", "int2", "ternary", "binary"])
+def test_block_kernels_are_exact_on_floats(weights: str, size: int, tmp_path: Path) -> None:
+    graph, (got, want) = blocks(weights, size, "float", tmp_path)
+    close(got, want)
+    assert operators(graph) == {"MatMulNBits": 1}
+    bits = 4 if weights in ("int4", "int3") else 2
+    codes = next(i for i in graph.initializer if i.name.endswith(".weight.codes"))
+    assert list(codes.dims) == [24, 128 // size, size * bits // 8]
+
+
+@pytest.mark.parametrize(("weights", "size"), [("int4", 16), ("int4", 32), ("int2", 32), ("ternary", 128)])
+def test_block_kernels_round_activations_on_request(weights: str, size: int, tmp_path: Path) -> None:
+    """Measured: at most 3 % of the outputs' standard deviation, 0.6 % rms."""
+    _, (got, want) = blocks(weights, size, "int8", tmp_path)
+    assert 1e-4 < np.abs(got - want).max() / want.std() < 0.05
+
+
+@pytest.mark.parametrize(("bias", "rank"), [(False, 2), (True, 3), (False, 3)])
+def test_block_kernels_of_any_linear_layer(bias: bool, rank: int, tmp_path: Path) -> None:
+    graph, (got, want) = blocks("int4", 32, "float", tmp_path, bias=bias, rank=rank)
+    close(got, want)
+    assert operators(graph)["MatMulNBits"] == 1
+    assert [opset.domain for opset in onnx.load(tmp_path / "m.onnx").opset_import] == ["", "com.microsoft"]
+
+
+def test_a_shared_layer_stores_its_blocks_once(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    linear = nn.Linear(32, 32)
+    example = torch.randn(2, 32)
+    quantized = student(
+        nn.Sequential(linear, nn.ReLU(), linear), example, Recipe.uniform("int4", None, granularity="group:32")
+    )
+    exported = export_onnx(quantized, tmp_path / "m.onnx", example, block_kernels="float")
+    close(*outputs(exported, example)[0])
+    graph = graph_of(exported)
+    assert [node.name for node in graph.node if node.op_type == "MatMulNBits"] == ["0", "0#2"]
+    assert sum(i.name.endswith(".codes") for i in graph.initializer) == 1
+
+
+def test_block_kernels_leave_other_layers_alone(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    four, eight = parse("int4"), parse("int8")
+    rules = [
+        Rule("0", four, granularity=PerGroup(32)),
+        Rule("1", four, granularity=PerGroup(8)),
+        Rule("2", four),
+        Rule("3", eight, granularity=PerGroup(32)),
+        Rule("4", parse("e2m1"), granularity=PerGroup(32)),
+        Rule("5", four, eight, granularity=PerGroup(32)),
+    ]
+    model, example = nn.Sequential(*(nn.Linear(32, 32) for _ in rules)), torch.randn(2, 32)
+    exported = export_onnx(
+        student(model, example, Recipe(tuple(rules))), tmp_path / "m.onnx", example, block_kernels="float"
+    )
+    close(*outputs(exported, example)[0], tolerance=1e-2)  # a near-tie before layer 5
+    assert [node.name for node in graph_of(exported).node if node.op_type == "MatMulNBits"] == ["0"]
+
+
+def test_block_kernels_without_a_layer_that_fits(tmp_path: Path) -> None:
+    quantized = student(conv_net(), IMAGES, Recipe.uniform("int4", "int8"))
+    with pytest.raises(ExportError, match=r"block_kernels='int8' fits no layer: it takes Linear layers .*group:16"):
+        export_onnx(quantized, tmp_path / "m.onnx", IMAGES, block_kernels="int8")
+    assert not list(tmp_path.iterdir())
 
 
 # The batch

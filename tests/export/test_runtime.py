@@ -151,6 +151,24 @@ def test_a_damaged_file(
     assert "\n" not in str(caught.value)
 
 
+def test_two_bits_are_not_for_openvino(tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    student = quantize(Named(), Recipe.uniform("ternary", "int8"))
+    calibrate(student, [IMAGES], progress=False)
+    file = export_onnx(student, tmp_path / "m.onnx", IMAGES, opset=25).path
+    with pytest.raises(ExportError, match="OpenVINO reads no INT2 weights; export with opset=21"):
+        open_session(file, runtime="openvino")
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_the_first_and_last_conversions_are_needed(runtime: RuntimeName, exported: Exported, plain: Exported) -> None:
+    left = {name for _, names in open_session(exported.path, runtime=runtime).conversions() for name in names}
+    assert not any(name.startswith("activations.input") for name in left)
+    assert runtime == "openvino" or {"up.weight.dequantize", "activations.up.codes"} <= left
+    kinds = {kind for kind, _ in open_session(plain.path, runtime=runtime).conversions()}
+    assert not any("Quantize" in kind for kind in kinds)
+
+
 def test_a_runtime_that_is_not_installed(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runtimes, "find_spec", lambda _: None)
     with pytest.raises(ExportError, match=r"not installed; run: pip install 'lowbit\[openvino\]'"):

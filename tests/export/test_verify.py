@@ -21,6 +21,7 @@ from lowbit import files, models
 from lowbit.batches import Batch
 from lowbit.errors import DataError, ExportError, VerificationError
 from lowbit.export.onnx import Exported, export_onnx, manifest_entry, note
+from lowbit.export.qdq import BlockActivations
 from lowbit.export.runtime import RuntimeName
 from lowbit.export.verify import Verification, verify
 from lowbit.formats import parse
@@ -287,6 +288,83 @@ def test_a_float_file(tmp_path: Path) -> None:
     assert result.same_codes == 1
     assert result.largest_code_difference == 0
     assert set(result.stayed_float) == {"0", "2", "4"}
+
+
+# Block kernels
+
+
+class Blocks(nn.Module):
+    """Linear layers of a transformer without attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.up, self.down, self.head = (
+            nn.LayerNorm(64),
+            nn.Linear(64, 128),
+            nn.Linear(128, 64),
+            nn.Linear(64, 5),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.head((x + self.down(F.gelu(self.up(self.norm(x))))).mean(1)))
+
+
+TOKENS = torch.linspace(0, 400, 16 * 6 * 64).reshape(16, 6, 64).sin()
+
+
+def block_file(weights: str, size: int, computed: BlockActivations, folder: Path) -> Exported:
+    torch.manual_seed(0)
+    student = quantize(Blocks().eval(), Recipe.uniform(weights, None, granularity=f"group:{size}"))
+    return export_onnx(student, folder / "m.onnx", TOKENS, block_kernels=computed)
+
+
+@pytest.mark.parametrize(
+    ("weights", "size", "computed", "reason"),
+    [
+        ("int4", 32, "float", "its weights are 4-bit blocks, computed on float activations"),
+        ("int4", 16, "int8", ""),
+        ("ternary", 32, "int8", ""),
+        ("int2", 16, "int8", "its weights are 2-bit blocks of 16, for which ONNX Runtime has no int8 kernel"),
+    ],
+)
+def test_block_kernels(weights: str, size: int, computed: BlockActivations, reason: str, tmp_path: Path) -> None:
+    result = both_ways(block_file(weights, size, computed, tmp_path), [TOKENS])
+    assert result.layers == dict.fromkeys(("up", "down", "head"), "MatMulNBits")
+    assert set(result.stayed_float.values()) == ({reason} if reason else set())
+    assert result.mean_output_difference < 1e-3  # the weights are compared without rounded activations
+    assert (result.largest_output_difference > 1e-5) == (computed == "int8" and not reason)
+
+
+def test_block_kernels_in_openvino(tmp_path: Path) -> None:
+    """It reads them, and computes on floats whatever they ask for."""
+    pytest.importorskip("openvino")
+    result = both_ways(block_file("int4", 32, "int8", tmp_path), [TOKENS], "openvino")
+    assert len(result.stayed_float) == 3
+
+
+@pytest.mark.parametrize("computed", ["float", "int8"])
+@pytest.mark.parametrize(
+    ("tensor", "factor"), [("up.weight.scale", 1.02), ("down.weight.codes", 0), ("head.weight.scale", 1.01)]
+)
+def test_changed_blocks_are_found(computed: BlockActivations, tensor: str, factor: float, tmp_path: Path) -> None:
+    file = block_file("int4", 32, computed, tmp_path)
+    (tmp_path / "changed").mkdir()
+    with pytest.raises(VerificationError, match="diverges in onnxruntime at its output"):
+        verify(tampered(file, tensor, factor, tmp_path / "changed"), [TOKENS], progress=False)
+
+
+def test_blocks_that_rounding_ruins(tmp_path: Path) -> None:
+    """One number a block a million times the others: what is left of the others are zeros."""
+    tokens = TOKENS.clone()
+    torch.manual_seed(0)
+    model = nn.Linear(64, 5).eval()
+    with torch.no_grad():
+        model.weight[:, ::32] = 0
+    tokens[:, :, ::32] = 1e4
+    student = quantize(model, Recipe.uniform("int4", None, granularity="group:32"))
+    file = export_onnx(student, tmp_path / "m.onnx", tokens, block_kernels="int8")
+    with pytest.raises(VerificationError, match=r"rounds to int8 change its outputs.*block_kernels='float'"):
+        verify(file, [tokens], progress=False)
 
 
 # What it refuses

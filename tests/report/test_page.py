@@ -15,6 +15,7 @@ from lowbit.pilot.record import (
     Kpi,
     LatencyRow,
     LayerRow,
+    ObstacleRow,
     Provenance,
     Run,
     Score,
@@ -27,6 +28,11 @@ from lowbit.report.page import render
 
 HOSTILE = "<script>alert(1)</script><!-- & \"quoted\" 'it' \u2028 {{ 7*7 }}"
 LAYERS = ("stem.conv", "blocks.0.conv1", "blocks.0.conv2", "blocks.1.conv1", "blocks.1.conv2", "head")
+OBSTACLES = (
+    ObstacleRow(("stem.conv",), "its weights are float", "weights=int8 in its rule"),
+    ObstacleRow((), "this processor has no VNNI", "measure on one that has it"),
+    ObstacleRow(tuple(f"head.{i}" for i in range(8)), "fewer than 50,000 MACs a sample", "larger batches"),
+)
 
 
 def layers(weights: str, activations: str, bits: int) -> tuple[LayerRow, ...]:
@@ -84,7 +90,9 @@ def trial(
         layers=rows,
         verification=None
         if bits == 32
-        else VerificationRow("onnxruntime", 512, 1.0, 0.9987, 1, {"QLinearConv": 4, "QGemm": 1}, ("stem.conv",)),
+        else VerificationRow(
+            "onnxruntime", 512, 1.0, 0.9987, 1, {"QLinearConv": 4, "QGemm": 1}, ("stem.conv",), OBSTACLES
+        ),
         notes=("Weights below 8 bits are stored packed and computed as int8.",) if bits < 8 else (),
         seconds=12.4 if bits == 32 else 93.0,
     )
@@ -218,6 +226,10 @@ def test_a_run_of_any_trials_has_a_page_and_a_sentence(trials: tuple[Trial, ...]
         "layer 'stem.conv' weight [16,3,3,3]: PerGroup(32) does not divide 27 inputs; use PerChannel(0)",
         "stem.conv : the first layer is left in float by the recipe",
         "QLinearConv × 4, QGemm × 1",
+        "Why is it not faster?",
+        "stem.conv its weights are float weights=int8 in its rule",
+        "the whole file this processor has no VNNI measure on one that has it",
+        "head.5 and 2 more fewer than 50,000 MACs a sample larger batches",
         "- match: '*' weights: int4 activations: int8",  # recipe
         "lowbit pilot pilot.yaml --jobs 2",
         "4 March 2026, 09:05 UTC",
@@ -225,6 +237,15 @@ def test_a_run_of_any_trials_has_a_page_and_a_sentence(trials: tuple[Trial, ...]
 )
 def test_page_shows(outline: Outline, shown: str) -> None:
     assert shown in outline.text
+
+
+def test_a_variant_without_obstacles_says_so() -> None:
+    assert W4A8.verification
+    clean = replace(W4A8, verification=replace(W4A8.verification, obstacles=()))
+    said = "Nothing was found: all layers run on integer kernels."
+    assert said in Outline(render(replace(RUN, trials=(FLOAT, clean)))).text
+    assert said not in Outline(render(replace(RUN, trials=(FLOAT, W4A8)))).text
+    assert "not faster" not in Outline(render(replace(RUN, trials=(FLOAT,)))).text
 
 
 def test_every_layer_of_every_variant_has_a_row(outline: Outline) -> None:

@@ -16,7 +16,7 @@ from lowbit.batches import Batch
 from lowbit.costs import cost
 from lowbit.errors import DataError, ExportError
 from lowbit.export.capture import capture
-from lowbit.export.qdq import lower
+from lowbit.export.qdq import BlockActivations, lower
 from lowbit.quantization import coverage, freeze, origin
 
 MANIFEST = "manifest.json"
@@ -38,6 +38,7 @@ def export_onnx(
     *,
     opset: int = 21,
     dynamic_batch: bool = True,
+    block_kernels: BlockActivations | None = None,
     provenance: Mapping[str, object] | None = None,
 ) -> Exported:
     """Write `student`, frozen, as an ONNX file, and its entry in the ``manifest.json`` of the same folder.
@@ -51,10 +52,15 @@ def export_onnx(
         opset: 21 runs in ONNX Runtime 1.20 and OpenVINO 2024.5 and later; 25 stores 2-bit weights in 2 bits, which
             ONNX Runtime 1.31 reads and OpenVINO 2026.4 does not read.
         dynamic_batch: leave the first dimension of inputs open.
+        block_kernels: None writes standard operators alone. ``"float"`` and ``"int8"`` make every Linear layer with
+            float activations and weights of at most 4 bits, granularity ``group:16`` to ``group:128``, a MatMulNBits,
+            an operator of ONNX Runtime that computes on the packed weights: on float activations, exactly, or faster
+            on activations that it rounds to int8 itself, a scale a block, which no calibration has seen.
         provenance: more to note in the manifest, such as seeds and the hash of the data.
 
     Raises:
-        ExportError: torch cannot export the model, a format has no form that runtimes read, or the file is too large.
+        ExportError: torch cannot export the model, a format has no form that runtimes read, no layer fits
+            `block_kernels`, or the file is too large.
         CalibrationError: an activation quantizer has no scale.
         DataError: the file cannot be written.
     """
@@ -63,7 +69,7 @@ def export_onnx(
     path = Path(path)
     frozen = freeze(student)
     # torch writes up to opset 23 or so; nothing that lowbit adds changed its meaning between 21 and 25
-    model = lower(capture(frozen, example, 21, dynamic_batch), frozen, opset)
+    model = lower(capture(frozen, example, 21, dynamic_batch), frozen, opset, block_kernels)
     model.opset_import[0].version = opset
     model.ir_version = 10 if opset < 23 else 13
     model.producer_name, model.producer_version = "lowbit", version("lowbit")
@@ -79,6 +85,7 @@ def export_onnx(
         "sha256": files.sha256(path),
         "bytes": path.stat().st_size,
         "opset": opset,
+        "block_kernels": block_kernels,
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "versions": {name: version(name) for name in _PACKAGES},
         "recipe": noted.recipe.to_dict() if noted else None,

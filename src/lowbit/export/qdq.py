@@ -11,6 +11,9 @@ What runtimes need to run on integers, all of it measured with ONNX Runtime 1.31
 - Biases are int32 with scale input x weight; kernels ignore the stored scale, so it must be exactly that product.
 - Operations that only move numbers get the same Q/DQ pair again behind them, so that they move integers.
 - A mean over the image is a GlobalAveragePool: there is an integer kernel for the one and none for the other.
+- With `block_kernels`, linear layers with float inputs and weights of at most 4 bits a group are MatMulNBits nodes of
+  ONNX Runtime's own domain instead, which say themselves what they round: nothing (accuracy level 1) or each block of
+  the input to int8 (4).
 
 Float formats that the runtime can cast (FP8, bfloat16, float16) are stored as such; all others are stored as indices
 into a table of their values, which runtimes fold to float32 at load: small on disk, not fast.
@@ -21,7 +24,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import ml_dtypes
 import numpy as np
@@ -33,7 +36,7 @@ from torch import Tensor, nn
 
 from lowbit.errors import ExportError
 from lowbit.export.capture import DOMAIN
-from lowbit.formats import Block, Float, Format, Int, Ternary
+from lowbit.formats import Binary, Block, Float, Format, Int, Ternary
 from lowbit.granularity import PerChannel, PerGroup, PerTensor
 from lowbit.layers import Quantized, output_granularity, weighted_layers
 from lowbit.quantizer import Codes, Quantizer
@@ -50,7 +53,12 @@ _CASTABLE: dict[Format, tuple[int, object]] = {
 }
 _CONTAINERS = {2: ml_dtypes.int2, 4: ml_dtypes.int4, 8: np.int8, 16: np.int16}
 _MOVES = {"MaxPool", "Slice", "Pad", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "DepthToSpace"}
-_WEIGHTED = {"Conv", "ConvTranspose", "Gemm", "MatMul", "Gather"}
+_WEIGHTED = {"Conv", "ConvTranspose", "Gemm", "MatMul", "Gather", "MatMulNBits"}
+
+# what MatMulNBits computes on: float activations, or activations that it rounds to int8 itself, a scale a block
+BlockActivations = Literal["float", "int8"]
+BLOCK_DOMAIN = "com.microsoft"
+_BLOCK_SIZES = (16, 32, 64, 128)
 
 
 @dataclass
@@ -60,6 +68,7 @@ class _Rewrite:
     model: onnx.ModelProto
     frozen: nn.Module
     opset: int
+    block_kernels: BlockActivations | None = None
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     names: set[str] = field(default_factory=set)
     renamed: dict[str, str] = field(default_factory=dict)  # tensor -> the tensor that took its place
@@ -69,6 +78,7 @@ class _Rewrite:
     marked: dict[str, tuple[str, bool]] = field(default_factory=dict)  # tensor of a weight mark -> layer, transposed
     weights: dict[str, str] = field(default_factory=dict)  # dequantized weight tensor -> its layer
     made: dict[tuple[str, bool, bool], str] = field(default_factory=dict)  # layer, transposed, integer -> the same
+    blocks: dict[str, list[str]] = field(default_factory=dict)  # layer -> codes and scales of its MatMulNBits
     uses: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -174,13 +184,17 @@ class _Rewrite:
         """The dequantized weight of a layer; made once, also if the layer is called twice."""
         key = (name, transposed, integer)
         if key not in self.made:
-            layer = self.frozen.get_submodule(name)
-            assert isinstance(layer, Quantized)
-            assert isinstance(layer.weight_quantizer, Codes)
             stored = self.numbered(f"{name}.weight")
-            self.made[key] = self._dequantized(stored, layer.weight_quantizer, transposed, integer)
+            self.made[key] = self._dequantized(stored, self.codes_of(name), transposed, integer)
             self.weights[self.made[key]] = name
         return self.made[key]
+
+    def codes_of(self, layer: str) -> Codes:
+        """The frozen weight of a layer that has a weight mark."""
+        quantized = self.frozen.get_submodule(layer)
+        assert isinstance(quantized, Quantized)
+        assert isinstance(quantized.weight_quantizer, Codes)
+        return quantized.weight_quantizer
 
     def _dequantized(self, name: str, codes: Codes, transposed: bool, integer: bool) -> str:
         stored, scale = codes.codes(), codes.scale.detach().cpu()
@@ -250,6 +264,42 @@ class _Rewrite:
         shape = self.constant(f"{name}.shape", np.array(codes.shape, np.int64))
         return self.emit("Reshape", [weight, shape], f"{name}.reshaped")
 
+    def fits_blocks(self, node: onnx.NodeProto) -> bool:
+        """Whether a MatMulNBits can do what a node does: a linear layer, few bits a group, and a float input."""
+        if node.op_type not in ("Gemm", "MatMul") or node.input[1] not in self.marked or node.input[0] in self.pairs:
+            return False
+        layer, transposed = self.marked[node.input[1]]
+        codes = self.codes_of(layer)
+        fits = isinstance(codes.format, Int | Ternary | Binary) and codes.format.bits <= 4
+        groups = isinstance(codes.granularity, PerGroup) and codes.granularity.size in _BLOCK_SIZES
+        whole = groups and codes.shape[1] == codes.blocked_shape[1:].numel()
+        return fits and whole and transposed != any(a.name == "transB" and a.i for a in node.attribute)
+
+    def block_multiplication(self, node: onnx.NodeProto, activations: BlockActivations) -> onnx.NodeProto:
+        """A layer's node as MatMulNBits, which adds the bias too."""
+        layer, _ = self.marked[node.input[1]]
+        codes = self.codes_of(layer)
+        (rows, groups, size), bits = codes.blocked_shape, 2 if codes.format.bits <= 2 else 4
+        if (stored := self.blocks.get(layer)) is None:
+            # unsigned, with a zero point of half the range, which is the default; the first code in the lowest bits
+            unsigned = (codes.integers().cpu().reshape(rows, groups, -1, 8 // bits) + 2 ** (bits - 1)).to(torch.uint8)
+            packed = (unsigned << torch.arange(0, 8, bits, dtype=torch.uint8)).sum(-1, dtype=torch.uint8)
+            scale = codes.integer_scale.detach().cpu().reshape(rows, groups)
+            stored = [self.constant(f"{layer}.weight.{n}", a.numpy()) for n, a in (("codes", packed), ("scale", scale))]
+            self.blocks[layer] = stored
+        return helper.make_node(
+            "MatMulNBits",
+            [node.input[0], *stored, *(["", "", node.input[2]] if len(node.input) > 2 else [])],
+            node.output,
+            name=self.numbered(layer),
+            domain=BLOCK_DOMAIN,
+            K=groups * size,
+            N=rows,
+            bits=bits,
+            block_size=size,
+            accuracy_level=1 if activations == "float" else 4,
+        )
+
     def bias(self, layer_name: str, tensor: str) -> str:
         """An int32 bias with scale input x weight, for a layer that computes on integers; else the float one."""
         layer = self.frozen.get_submodule(layer_name)
@@ -277,10 +327,21 @@ class _Rewrite:
         graph.node.extend(self.nodes)
         del graph.initializer[:]
         graph.initializer.extend(i for n, i in self.initializers.items() if n in used)
+        # shapes of what layers return stay, for MACs to be counted from the file: not all can be inferred again
+        kept = {node.output[0] for node in self.nodes if node.op_type in _WEIGHTED}
+        shapes = [value for value in graph.value_info if value.name in kept]
         del graph.value_info[:]
+        graph.value_info.extend(shapes)
         stale = [i for i, entry in enumerate(self.model.opset_import) if entry.domain == DOMAIN]
         for i in reversed(stale):
             del self.model.opset_import[i]
+        if self.blocks:
+            self.model.opset_import.append(helper.make_opsetid(BLOCK_DOMAIN, 1))
+        elif self.block_kernels:
+            raise ExportError(
+                f"block_kernels={self.block_kernels!r} fits no layer: it takes Linear layers with float activations "
+                f"and weights of at most 4 bits, granularity group:{', group:'.join(map(str, _BLOCK_SIZES))}"
+            )
 
     def visit(self, node: onnx.NodeProto) -> None:
         if node.op_type == "Transpose" and node.input[0] in self.marked and self._swaps_axes(node):
@@ -290,6 +351,8 @@ class _Rewrite:
         rank = self.ranks.get(node.input[0], 0) if node.input else 0
         for i, name in enumerate(node.input):
             node.input[i] = self.renamed.get(name, name)
+        if self.block_kernels and self.fits_blocks(node):
+            node.CopyFrom(self.block_multiplication(node, self.block_kernels))
         for i, name in enumerate(node.input):
             if name in self.marked:
                 layer, transposed = self.marked[name]
@@ -322,7 +385,7 @@ class _Rewrite:
 
     def finish_layer(self, node: onnx.NodeProto) -> None:
         """Give a layer's node the layer's name, and its bias the integer form."""
-        if node.op_type not in _WEIGHTED:
+        if node.op_type not in _WEIGHTED or node.domain == BLOCK_DOMAIN:
             return
         if node.op_type == "MatMul" and node.input[1] not in self.weights:
             self.name_by_scope(node)  # its weight was transposed, under a new name
@@ -350,10 +413,8 @@ class _Rewrite:
 
         Its float bias cannot become a sum of codes if its calls read different scales.
         """
-        quantized = self.frozen.get_submodule(layer)
+        quantized, codes = self.frozen.get_submodule(layer), self.codes_of(layer)
         assert isinstance(quantized, Quantized)
-        codes = quantized.weight_quantizer
-        assert isinstance(codes, Codes)
         if node.op_type not in _WEIGHTED or node.input[0] not in self.pairs or codes.format.unit is None:
             return False
         reads = self.frozen.get_submodule(self.pairs[node.input[0]])
@@ -413,11 +474,14 @@ def how_stored(fmt: Format, opset: int) -> str:
     return f"{fmt} weights are stored in {container} bits each{more}"
 
 
-def lower(model: onnx.ModelProto, frozen: nn.Module, opset: int) -> onnx.ModelProto:
+def lower(
+    model: onnx.ModelProto, frozen: nn.Module, opset: int, block_kernels: BlockActivations | None = None
+) -> onnx.ModelProto:
     """Replace the marks in `model` (in place) by what runtimes understand; `frozen` holds scales and codes.
 
     Raises:
-        ExportError: a format that no runtime can compute with; the message names where.
+        ExportError: a format that no runtime can compute with, the message names where; or no layer fits
+            `block_kernels`.
     """
-    _Rewrite(model, frozen, opset).run()
+    _Rewrite(model, frozen, opset, block_kernels).run()
     return model

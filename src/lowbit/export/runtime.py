@@ -1,7 +1,8 @@
 """Runtimes that execute an exported file: ONNX Runtime, and OpenVINO where it is installed.
 
 A `Session` runs a file and tells what the runtime made of it: `kernels` maps each node of the optimized graph that
-computes something to the operator that really runs, read from the runtime, not from hope.
+computes something to the operator that really runs, `conversions` are those that only rewrite numbers; both are read
+from the runtime, not from hope.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import re
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +25,19 @@ from lowbit.errors import ExportError
 
 Array = npt.NDArray[np.generic]
 RuntimeName = Literal["onnxruntime", "openvino"]
+_CONVERSIONS = ("QuantizeLinear", "DequantizeLinear", "ReorderInput", "ReorderOutput")
+_NO_OPERATORS = ("Input", "Output", "Const", "Parameter", "Result", "Constant")
+
+
+@dataclass(frozen=True)
+class _Operator:
+    """One operator of the graph that runs: `reads` are the places of others in the list, -1 an input of the file."""
+
+    kind: str
+    names: tuple[str, ...]
+    reads: tuple[int, ...]
+    converts: bool
+    last: bool  # an output of the file
 
 
 class Session(ABC):
@@ -30,18 +45,52 @@ class Session(ABC):
 
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    _operators: list[_Operator]
+    _conversions: set[str]  # nodes, and their outputs, that only rewrite numbers in the file
 
     @abstractmethod
     def run(self, feed: Mapping[str, Array]) -> list[Array]:
         """The outputs for one batch, in the order of `outputs`."""
 
     @abstractmethod
-    def operators(self) -> list[tuple[str, tuple[str, ...]]]:
-        """Each operator of the graph that really runs, with the names of the file's nodes that it stands for."""
-
-    @abstractmethod
     def is_integer(self, kernel: str) -> bool:
         """Whether an operator from `kernels` computes on integers."""
+
+    def operators(self) -> list[tuple[str, tuple[str, ...]]]:
+        """Each operator of the graph that really runs, with the names of the file's nodes that it stands for."""
+        return [(operator.kind, operator.names) for operator in self._operators]
+
+    def conversions(self) -> list[tuple[str, tuple[str, ...]]]:
+        """Operators that only rewrite numbers, with their names; those that a runtime added have a neighbor's.
+
+        Left out are those that no file can do without: behind its inputs and before its outputs.
+        """
+        operators = dict(enumerate(self._operators))
+        reads = {i: [j for j in operator.reads if j >= 0] for i, operator in operators.items()}
+        readers: dict[int, list[int]] = {}
+        for i, operator in operators.items():
+            for j in operator.reads:
+                readers.setdefault(j, []).append(i)
+        needed = self._converting(readers.get(-1, []), readers)
+        needed |= self._converting([i for i, operator in operators.items() if operator.last], reads)
+        found = []
+        for i, operator in operators.items():
+            if operator.converts and i not in needed:
+                own = [name for name in operator.names if name in self._conversions]
+                beside = [name for j in (*readers.get(i, []), *reads[i]) for name in operators[j].names]
+                found.append((operator.kind, tuple(own or beside)))
+        return found
+
+    def _converting(self, start: list[int], edges: Mapping[int, list[int]]) -> set[int]:
+        """Conversions that `start` leads to by way of conversions alone."""
+        found: set[int] = set()
+        waiting = list(start)
+        while waiting:
+            i = waiting.pop()
+            if i not in found and self._operators[i].converts:
+                found.add(i)
+                waiting += edges.get(i, [])
+        return found
 
     def kernels(self) -> dict[str, str]:
         """Operator by node name in the graph that really runs; integer ones are told by `is_integer`."""
@@ -74,7 +123,10 @@ def open_session(
         return (_OnnxRuntime if runtime == "onnxruntime" else _OpenVino)(Path(path), threads, optimize)
     except Exception as error:  # runtimes raise their own types, and bare RuntimeError
         reason = " ".join(str(error).split())[:300]
-        raise ExportError(f"{runtime} cannot load {str(path)!r}: {reason}; is it an intact ONNX file?") from error
+        remedy = "is it an intact ONNX file?"
+        if runtime == "openvino" and _stores_two_bits(Path(path)):
+            remedy = "OpenVINO reads no INT2 weights; export with opset=21"
+        raise ExportError(f"{runtime} cannot load {str(path)!r}: {reason}; {remedy}") from error
 
 
 class _OnnxRuntime(Session):
@@ -93,19 +145,23 @@ class _OnnxRuntime(Session):
             written = Path(folder, "optimized.onnx")
             options.optimized_model_filepath = str(written)
             self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-            nodes = onnx.load(written, load_external_data=False).graph.node
-        # fused nodes carry the first node's name and a counter
-        self._operators: list[tuple[str, tuple[str, ...]]] = [
-            (node.op_type, (re.sub(r"_(token_\d+|nchwc)$", "", node.name) or node.output[0],)) for node in nodes
-        ]
+            graph = onnx.load(written, load_external_data=False).graph
+        self._conversions = _conversions_of(path)
+        made = {i.name: -1 for i in graph.input} | {o: i for i, node in enumerate(graph.node) for o in node.output}
+        outputs = {o.name for o in graph.output}
+        self._operators = []
+        for node in graph.node:
+            # fused nodes carry the first node's name and a counter
+            name = re.sub(r"_(token_\d+|nchwc)$", "", node.name) or node.output[0]
+            reads = tuple(made[tensor] for tensor in node.input if tensor in made)
+            converts = node.op_type in _CONVERSIONS or (node.op_type in ("Cast", "Clip") and name in self._conversions)
+            last = not outputs.isdisjoint(node.output)
+            self._operators.append(_Operator(node.op_type, (name,), reads, converts, last))
         self.inputs = tuple(i.name for i in self._session.get_inputs())
         self.outputs = tuple(o.name for o in self._session.get_outputs())
 
     def run(self, feed: Mapping[str, Array]) -> list[Array]:
         return list(self._session.run(None, dict(feed)))
-
-    def operators(self) -> list[tuple[str, tuple[str, ...]]]:
-        return self._operators
 
     def is_integer(self, kernel: str) -> bool:
         return kernel.startswith("QLinear") or kernel in (
@@ -128,26 +184,61 @@ class _OpenVino(Session):
         stored = {i.name for i in graph.initializer}
         self.inputs = tuple(i.name for i in graph.input if i.name not in stored)
         self.outputs = tuple(o.name for o in graph.output)
+        self._conversions = _conversions_of(path)
+        self._operators = self._running()
 
     def run(self, feed: Mapping[str, Array]) -> list[Array]:
         results = self._model([feed[name] for name in self.inputs])
         return [np.array(results[o]) for o in self._model.outputs]
 
-    def operators(self) -> list[tuple[str, tuple[str, ...]]]:
-        """Layer type and precision, such as ``Convolution i8``."""
+    def _running(self) -> list[_Operator]:
+        """Operators named by layer type and precision, such as ``Convolution i8``."""
+        ops = list(self._model.get_runtime_model().get_ordered_ops())
+        kinds = {op.get_friendly_name(): str(op.get_rt_info()["layerType"].astype(str)) for op in ops}
+        inputs = {name for name, kind in kinds.items() if kind in ("Input", "Parameter")}
+        running = [op for op in ops if kinds[op.get_friendly_name()] not in _NO_OPERATORS]
+        places = dict.fromkeys(inputs, -1) | {op.get_friendly_name(): i for i, op in enumerate(running)}
         found = []
-        for op in self._model.get_runtime_model().get_ops():
-            info = op.get_rt_info()
-            kind, precision = (str(info[k].astype(str)) for k in ("layerType", "runtimePrecision"))
-            if kind not in ("Input", "Output", "Const", "Parameter", "Result", "Constant"):
-                names = str(info["originalLayersNames"].astype(str)).split(",")
-                if kind in ("Convolution", "Deconvolution", "FullyConnected", "MatMul"):  # some lose their own name
-                    names = [re.sub("/(WithoutBiases|Dequantization).*", "", name) for name in names]
-                found.append((f"{kind} {precision}", tuple(dict.fromkeys(name for name in names if name))))
+        for op in running:
+            info, kind = op.get_rt_info(), kinds[op.get_friendly_name()]
+            names = str(info["originalLayersNames"].astype(str)).split(",")
+            if kind in ("Convolution", "Deconvolution", "FullyConnected", "MatMul"):  # some lose their own name
+                names = [re.sub("/(WithoutBiases|Dequantization).*", "", name) for name in names]
+            # copies of a node get a number, dequantizations that become arithmetic a generated name
+            names = [re.sub(r"(?<=\.codes)_\d+$", "", name) for name in dict.fromkeys(names) if name]
+            ours = any(name in self._conversions for name in names) and all(
+                name in self._conversions or re.fullmatch(r"[A-Z]\w*_\d+", name) for name in names
+            )
+            makers = (value.get_source_output().get_node().get_friendly_name() for value in op.inputs())
+            targets = (target.get_node() for output in op.outputs() for target in output.get_target_inputs())
+            found.append(
+                _Operator(
+                    f"{kind} {info['runtimePrecision'].astype(str)}",
+                    tuple(names),
+                    tuple(places[name] for name in makers if name in places),
+                    kind in ("Reorder", "Convert", "FakeQuantize") or (kind == "Eltwise" and ours),
+                    any(kinds[target.get_friendly_name()] in ("Output", "Result") for target in targets),
+                )
+            )
         return found
 
     def is_integer(self, kernel: str) -> bool:
         return kernel.endswith((" i8", " u8"))
+
+
+def _stores_two_bits(path: Path) -> bool:
+    try:
+        stored = onnx.load(path, load_external_data=False).graph.initializer
+    except Exception:  # no ONNX file, which protobuf says with a type of its own
+        return False
+    return any(i.data_type == onnx.TensorProto.INT2 for i in stored)
+
+
+def _conversions_of(path: Path) -> set[str]:
+    """Nodes that `lowbit.export.qdq` adds to rewrite numbers, not the model's own Clip and Cast, and their outputs."""
+    ours = re.compile(r".*\.(codes|clipped|scaled|values|dequantize|guard)")
+    nodes = onnx.load(path, load_external_data=False).graph.node
+    return {name for node in nodes if ours.fullmatch(node.name) for name in (node.name, *node.output)}
 
 
 def arrays(tensors: Sequence[object], names: Sequence[str]) -> dict[str, Array]:

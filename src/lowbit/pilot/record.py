@@ -64,8 +64,17 @@ class LayerRow:
 
 
 @dataclass(frozen=True)
+class ObstacleRow:
+    """What keeps a file from being faster, and a remedy; `where` is layers or tensors, or empty for the whole file."""
+
+    where: tuple[str, ...]
+    what: str
+    remedy: str
+
+
+@dataclass(frozen=True)
 class VerificationRow:
-    """How the exported file compared with the fake-quantized model on real inputs."""
+    """How the exported file compared with the fake-quantized model on real inputs, and why it is not faster."""
 
     runtime: str
     samples: int
@@ -74,6 +83,7 @@ class VerificationRow:
     largest_code_difference: int
     kernels: dict[str, int]
     stayed_float: tuple[str, ...]
+    obstacles: tuple[ObstacleRow, ...] = ()
 
 
 @dataclass(frozen=True)

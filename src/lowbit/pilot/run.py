@@ -45,6 +45,7 @@ from lowbit.pilot.record import Kpi, LatencyRow, Provenance, Run, Timings, Trial
 from lowbit.pilot.spec import PilotSpec
 from lowbit.pilot.trial import Samples, Settings, Task, finished, run_trial
 from lowbit.progress import track
+from lowbit.recipe import Recipe
 
 REPEATS = 100
 _PACKAGES = ("lowbit", "torch", "onnx", "onnxruntime", "numpy")
@@ -94,13 +95,15 @@ def run_pilot(
     about: list[object] = [spec.model, weights_hash, _code_hash(model, metric, where), calibration.hash, test.hash]
     about += [metric, spec.seed, runtime.name, runtime.threads, versions]
 
-    def task(name: str, recipe: Any, opset: int) -> Task:
-        content = json.dumps([*about, recipe.to_dict() if recipe else None, opset], sort_keys=True)
+    def task(name: str, recipe: Recipe | None, **how: Any) -> Task:
+        content = json.dumps([*about, recipe.to_dict() if recipe else None, how], sort_keys=True)
         fingerprint = hashlib.sha256(content.encode()).hexdigest()[:16]
-        return Task(name, folder / "variants" / name, fingerprint, recipe, opset)
+        return Task(name, folder / "variants" / name, fingerprint, recipe, **how)
 
-    tasks = [task("float", None, 21)]
-    tasks += [task(v.name, v.to_recipe(where, f"{spec.name}: {v.name}"), v.opset) for v in spec.variants]
+    tasks = [task("float", None)]
+    for v in spec.variants:
+        recipe = v.to_recipe(where, f"{spec.name}: {v.name}")
+        tasks.append(task(v.name, recipe, opset=v.opset, level=v.level, widen_most=v.widen_most))
     folder.mkdir(parents=True, exist_ok=True)
     run = Run(
         spec.name,

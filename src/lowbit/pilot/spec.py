@@ -15,6 +15,7 @@ from lowbit import files
 from lowbit.errors import FormatError, RecipeError
 from lowbit.formats import parse
 from lowbit.granularity import parse_granularity
+from lowbit.post_training.levels import Level
 from lowbit.recipe import Recipe, validated
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
@@ -97,7 +98,11 @@ class RuntimeSpec(_Section):
 
 
 class Variant(_Section):
-    """One candidate: a recipe file, or weights and activations for all layers with exceptions in `rules`."""
+    """One candidate: a recipe file, or weights and activations for all layers with exceptions in `rules`.
+
+    `level` is the effort of post-training, and `widen_most` the number of tensors that may go to 16 bits; see
+    `lowbit.post_training.levels.post_train`.
+    """
 
     name: str
     recipe: str | None = None
@@ -107,6 +112,8 @@ class Variant(_Section):
     rules: tuple[dict[str, object], ...] = ()
     glue: FormatName | None = "int8"
     opset: int = Field(default=21, ge=21, le=25)
+    level: Level = "balanced"
+    widen_most: int = Field(default=0, ge=0)
 
     @field_validator("name")
     @classmethod
@@ -117,7 +124,7 @@ class Variant(_Section):
 
     @model_validator(mode="after")
     def _says_something(self) -> Variant:
-        given = sorted(self.model_fields_set - {"name", "recipe", "opset"})
+        given = sorted(self.model_fields_set - {"name", "recipe", "opset", "level", "widen_most"})
         if self.recipe and given:
             raise _wrong(f"a recipe file and {', '.join(given)}: give one or the other")
         if not (self.recipe or self.weights or self.activations or self.rules):

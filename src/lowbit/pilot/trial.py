@@ -28,9 +28,10 @@ from lowbit.export.runtime import RuntimeName, arrays, open_session
 from lowbit.export.verify import Verification, verify
 from lowbit.layers import Quantized
 from lowbit.pilot import statistics
-from lowbit.pilot.record import LayerRow, Trial, VerificationRow, read
+from lowbit.pilot.record import LayerRow, ObstacleRow, Trial, VerificationRow, read
+from lowbit.post_training.levels import Level, post_train
 from lowbit.progress import track
-from lowbit.quantization import Coverage, calibrate, coverage, quantize
+from lowbit.quantization import Coverage, coverage, origin
 from lowbit.quantizer import Quantizer
 from lowbit.recipe import Recipe
 
@@ -70,13 +71,15 @@ class Settings:
 
 @dataclass(frozen=True)
 class Task:
-    """One trial to do: `recipe` is None for the float baseline."""
+    """One trial to do: `recipe` is None for the float baseline; see `lowbit.post_training.levels.post_train`."""
 
     name: str
     folder: Path
     fingerprint: str
     recipe: Recipe | None
     opset: int = 21
+    level: Level = "balanced"
+    widen_most: int = 0
 
 
 def run_trial(
@@ -135,11 +138,9 @@ def _measure(
     task: Task, model: nn.Module, calibration: Samples, test: Samples, settings: Settings, progress: bool
 ) -> Trial:
     example = next(iter(test.batches(2)))[0]
-    student = model
+    student, made = model, ""
     if task.recipe is not None:
-        student = quantize(model, task.recipe)
-        calibrate(student, calibration.batches(BATCH), progress=progress)
-        task.recipe.save(task.folder / "recipe.yaml")
+        student, made = _quantized(task, model, calibration, settings.seed, progress)
     hashes = {"calibration_data": calibration.hash, "test_data": test.hash}
     provenance = {"seed": settings.seed, **hashes, **settings.provenance}
     exported = export_onnx(student, task.folder / "model.onnx", example, opset=task.opset, provenance=provenance)
@@ -180,9 +181,23 @@ def _measure(
             verification.largest_code_difference,
             verification.kernels,
             tuple(verification.stayed_float) if task.recipe else (),
+            tuple(ObstacleRow(o.where, o.what, o.remedy) for o in verification.obstacles) if task.recipe else (),
         ),
-        notes=_notes(student, covered, task.opset),
+        notes=(*([made] if made else []), *_notes(student, covered, task.opset)),
     )
+
+
+def _quantized(task: Task, model: nn.Module, calibration: Samples, seed: int, progress: bool) -> tuple[nn.Module, str]:
+    """The student, and in a sentence how it was made; the recipe, wider where that was asked for, beside the file."""
+    assert task.recipe is not None
+    batches = calibration.batches(max(1, min(BATCH, len(calibration) // 8)))
+    student, did = post_train(
+        model, task.recipe, batches, level=task.level, widen_most=task.widen_most, seed=seed, progress=progress
+    )
+    noted = origin(student)
+    assert noted is not None
+    noted.recipe.save(task.folder / "recipe.yaml")
+    return student, f"post-training, level {task.level}: {did}"
 
 
 def file_outputs(path: Path, data: Samples, settings: Settings, progress: bool = True) -> Array:

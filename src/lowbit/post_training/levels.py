@@ -1,0 +1,145 @@
+"""Post-training quantization in one call, at three levels of effort.
+
+| level    | what it does                                                                    | time            |
+|----------|---------------------------------------------------------------------------------|-----------------|
+| fast     | scales by least squared error, from one pass over the inputs                    | seconds         |
+| balanced | and ranges chosen on held-out inputs, second-order rounding, bias correction    | some passes     |
+| best     | and the whole network tuned to return what the float network returns            | minutes         |
+
+The functions are those that a user can call one by one; a level is no more than their order. Every eighth batch is held
+out: it calibrates nothing, chooses ranges, and measures what each step gained.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from lowbit.batches import Batch, Batches, call, output_tensor
+from lowbit.errors import CalibrationError, RecipeError
+from lowbit.post_training.correction import correct_moments
+from lowbit.post_training.ranges import choose_ranges
+from lowbit.post_training.reconstruction import tune
+from lowbit.post_training.rounding import round_weights
+from lowbit.post_training.sensitivity import Widening, relative_error, widen
+from lowbit.quantization import calibrate, quantize
+from lowbit.recipe import Recipe
+
+Level = Literal["fast", "balanced", "best"]
+LEVELS: tuple[Level, ...] = ("fast", "balanced", "best")
+TUNING_STEPS = 500
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step and how close the student's outputs then came to the float model's on held-out inputs.
+
+    `error` is the squared difference relative to the outputs' variance; `agreement` the share of samples whose largest
+    output is the same, None where outputs are no class scores (`[N, C]` with C > 1).
+    """
+
+    name: str
+    seconds: float
+    error: float
+    agreement: float | None
+
+
+@dataclass(frozen=True)
+class PostTraining:
+    """What a level did, step by step; `widening` tells which layers got wider activations, None if not asked for."""
+
+    level: Level
+    steps: tuple[Step, ...]
+    widening: Widening | None
+
+    def __str__(self) -> str:
+        return "; ".join(
+            f"{s.name} {s.seconds:.0f} s"
+            + (f" ({s.agreement:.1%} same prediction)" if s.agreement is not None else f" (error {s.error:.4f})")
+            for s in self.steps
+        )
+
+
+def post_train(
+    model: nn.Module,
+    recipe: Recipe,
+    batches: Batches,
+    *,
+    level: Level = "balanced",
+    widen_most: int = 0,
+    seed: int = 0,
+    progress: bool = True,
+) -> tuple[nn.Module, PostTraining]:
+    """A student of `model`, quantized by `recipe` and calibrated, as good as the level's effort makes it. No labels.
+
+    Args:
+        model: a trained float network; it is not changed.
+        recipe: what happens to which layer.
+        batches: inputs in any batch form; a few hundred samples or more. ``fast`` streams them, the others hold them.
+        level: how much time it may take.
+        widen_most: let so many tensors at most go to 16 bits where that brings the outputs closer; see `widen`.
+        seed: draws the batches of `tune`.
+        progress: show bars on a terminal.
+
+    Raises:
+        CalibrationError: too few batches, or activations that cannot be calibrated.
+        RecipeError: the recipe does not fit the model, or there is no such level.
+    """
+    if level not in LEVELS:
+        raise RecipeError(f"level {level!r} is unknown; expected {', '.join(LEVELS)}")
+    if level == "fast" and not widen_most:
+        began = time.perf_counter()
+        student = quantize(model, recipe)
+        calibrate(student, batches, progress=progress)
+        return student, PostTraining(level, (Step("calibrate", time.perf_counter() - began, float("nan"), None),), None)
+    held = list(batches)
+    if len(held) < 2:
+        raise CalibrationError(
+            f"got {len(held)} batches, expected at least 2: every eighth is held out to measure what each step gains; "
+            "give the samples in smaller batches"
+        )
+    held_out = held[::8]
+    calibrating = [batch for i, batch in enumerate(held) if i % 8]
+    target = _outputs(model.eval(), held_out)
+    steps: list[Step] = []
+
+    def done(name: str, began: float, student: nn.Module) -> nn.Module:
+        outputs = _outputs(student, held_out)
+        scores = target.dim() == 2 and target.shape[1] > 1
+        same = float((outputs.argmax(1) == target.argmax(1)).float().mean()) if scores else None
+        steps.append(Step(name, time.perf_counter() - began, relative_error(outputs, target), same))
+        return student
+
+    began, widening = time.perf_counter(), None
+    if widen_most:
+        recipe, widening = widen(model, recipe, calibrating, held_out, most=widen_most, progress=progress)
+    student = quantize(model, recipe)
+    calibrate(student, calibrating, progress=progress)
+    done("calibrate", began, student)
+    for name, improve in _improvements(level, held_out, seed).items():
+        began = time.perf_counter()
+        student = done(name, began, improve(student, model, calibrating, progress))
+    return student, PostTraining(level, tuple(steps), widening)
+
+
+def _improvements(
+    level: Level, held_out: list[Batch], seed: int
+) -> dict[str, Callable[[nn.Module, nn.Module, list[Batch], bool], nn.Module]]:
+    """What comes after calibration, in order."""
+    balanced: dict[str, Callable[[nn.Module, nn.Module, list[Batch], bool], nn.Module]] = {
+        "choose ranges": lambda s, m, b, p: choose_ranges(s, m, b, held_out, progress=p)[0],
+        "round weights": lambda s, m, b, p: round_weights(s, m, b, progress=p)[0],
+        "correct moments": lambda s, m, b, p: correct_moments(s, m, b, progress=p)[0],
+    }
+    best = {"tune": lambda s, m, b, p: tune(s, m, b, steps=TUNING_STEPS, seed=seed, progress=p)[0]}
+    return {"fast": {}, "balanced": balanced, "best": balanced | best}[level]
+
+
+def _outputs(model: nn.Module, batches: list[Batch]) -> Tensor:
+    with torch.no_grad():
+        return torch.cat([output_tensor(call(model, batch)) for batch in batches])
