@@ -62,5 +62,5 @@ def test_whole_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         scores[name] = trial.score.value
         assert (tmp_path / "variants" / name / "model.onnx").stat().st_size == trial.file_bytes
     assert min(scores["float"], scores["w8a8"], scores["fp4-a8"]) > 0.98
-    assert scores["ternary-a8"] < 0.9  # without training, three values are too few: a miss is part of the demo
+    assert scores["ternary-a8"] > 0.95  # rounded to nearest, it would be 0.27
     assert "ternary" in (tmp_path / "report.html").read_text()
