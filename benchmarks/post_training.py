@@ -5,7 +5,7 @@ Brevitas, each from the same 1,024 training images, over three draws of them; ac
 size, time and peak memory. Then W8A8 once more on a quiet machine, one tool after the other, for the times; and files
 of lowbit and of the peers timed in turn, call by call.
 
-The peers live in an environment of their own, `--peers DIR` (made from `peers.txt` if it is not there). Rows are kept in
+The peers live in an environment of their own, `--peers DIR` (made from `peers.txt` if it is not there). Rows stay in
 `runs/benchmarks/post_training` with a hash of the code that made them: a stopped run goes on, and a row whose code has
 not changed is not measured again.
 """

@@ -32,6 +32,10 @@ class DataError(LowbitError):
     """Data or weights on disk, or from a user's function, that cannot be used."""
 
 
+class DataWarning(UserWarning):
+    """Data that can be used but should be looked at: outliers, or inputs unlike those of the calibration."""
+
+
 class ExportError(LowbitError):
     """A model that cannot be written as ONNX, or that the chosen runtime cannot run."""
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Collection
-from dataclasses import dataclass
+import warnings
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from dataclasses import replace as replace_fields
 from typing import Any
 
@@ -14,7 +15,8 @@ from torch import fx, nn
 
 from lowbit import graph
 from lowbit.batches import Batches, call, inputs_of, size_of
-from lowbit.errors import CalibrationError, LayerError
+from lowbit.errors import CalibrationError, DataWarning, LayerError
+from lowbit.inputs import InputStatistics, InputWatch
 from lowbit.layers import (
     Quantized,
     quantized_layer,
@@ -27,12 +29,15 @@ from lowbit.layers import (
 from lowbit.progress import track
 from lowbit.quantizer import Codes, Quantizer
 from lowbit.recipe import Recipe
-from lowbit.scales import Histogram
+from lowbit.scales import PERCENTILE, Histogram
 
 UNTRACED = (
     "the model cannot be traced ({reason}), so layers were swapped one by one: BatchNorms are not folded, and adds, "
     "poolings and the outputs of convolutions stay float, which keeps those convolutions off integer kernels"
 )
+
+
+_OUTLIER = 100.0  # times the percentile: 8-bit codes of the others are then two or three
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,7 @@ class Origin:
     folded: bool = True
     calibration_samples: int = 0
     calibration_hash: str = ""
+    inputs: Mapping[str, InputStatistics] = field(default_factory=dict)
     steps: tuple[str, ...] = ()
 
 
@@ -133,7 +139,7 @@ def calibrate(student: nn.Module, batches: Batches, *, progress: bool = True) ->
         return
     training = student.training
     try:
-        samples, digest = _watch(student.eval(), quantizers.values(), batches, progress)
+        samples, digest, inputs = _watch(student.eval(), quantizers.values(), batches, progress)
         for name, quantizer in list(quantizers.items()):
             if quantizer.reads_integers and isinstance(student, fx.GraphModule):
                 graph.remove(student, name)
@@ -141,30 +147,46 @@ def calibrate(student: nn.Module, batches: Batches, *, progress: bool = True) ->
         for quantizer in quantizers.values():
             if not quantizer.histogram or not quantizer.histogram.seen:
                 quantizer.fit_histogram()  # raises, before any scale has changed
+        _warn_of_outliers(quantizers)
         for quantizer in quantizers.values():
             quantizer.fit_histogram()
-        note(student, calibration_samples=samples, calibration_hash=digest)
+        note(student, calibration_samples=samples, calibration_hash=digest, inputs=inputs)
     finally:
         for quantizer in quantizers.values():
             quantizer.histogram = None
         student.train(training)
 
 
-def _watch(student: nn.Module, quantizers: Collection[Quantizer], batches: Batches, progress: bool) -> tuple[int, str]:
-    """Send all batches through with the quantizers watching; the number of samples and a hash of the inputs."""
-    samples, digest = 0, hashlib.sha256()
+def _warn_of_outliers(quantizers: Mapping[str, Quantizer]) -> None:
+    for name, quantizer in quantizers.items():
+        if quantizer.histogram is not None and (farther := quantizer.histogram.outlier()) > _OUTLIER:
+            warnings.warn(
+                f"activations {name!r}: the largest of the calibration samples is {farther:.0f} times the "
+                f"{PERCENTILE}th percentile, and a scale that holds it leaves few codes to the others; look at the "
+                "samples, or set activation_scale to percentile in the recipe",
+                DataWarning,
+                stacklevel=3,
+            )
+
+
+def _watch(
+    student: nn.Module, quantizers: Collection[Quantizer], batches: Batches, progress: bool
+) -> tuple[int, str, dict[str, InputStatistics]]:
+    """Send all batches through with the quantizers watching; the number, a hash, and statistics of the inputs."""
+    samples, digest, inputs = 0, hashlib.sha256(), InputWatch()
     for quantizer in quantizers:
         quantizer.histogram = Histogram()
     with torch.no_grad():
         for batch in track(batches, "calibrate", show=progress):
             call(student, batch)
             samples += size_of(batch)
+            inputs.add(batch)
             args, kwargs = inputs_of(batch)
             for tensor in (*args, *kwargs.values()):
                 digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     if not samples:
         raise CalibrationError("calibration got no batches; give at least one")
-    return samples, digest.hexdigest()
+    return samples, digest.hexdigest(), inputs.statistics()
 
 
 def freeze(student: nn.Module) -> nn.Module:

@@ -124,6 +124,11 @@ class Histogram:
             self.counts = torch.nn.functional.pad(inner, (_BINS // 4, _BINS // 4))
             self.limit *= 2
 
+    def outlier(self) -> float:
+        """How many times the largest magnitude is that of the percentile rule; 1 at least."""
+        percentile = max(abs(bound) for bound in self.bounds("percentile", Int(8), True))
+        return max(-self.low, self.high, percentile) / percentile if percentile > 0 else 1.0
+
     def bounds(self, rule: ScaleRule, format: Format, symmetric: bool) -> tuple[float, float]:
         """The range (low, high), 0 inside, that `rule` gives a tensor in `format`."""
         low, high = min(self.low, 0.0), max(self.high, 0.0)

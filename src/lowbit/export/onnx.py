@@ -17,7 +17,7 @@ from lowbit.costs import cost
 from lowbit.errors import DataError, ExportError
 from lowbit.export.capture import capture
 from lowbit.export.qdq import BlockActivations, lower
-from lowbit.quantization import coverage, freeze, origin
+from lowbit.quantization import Origin, coverage, freeze, origin
 
 MANIFEST = "manifest.json"
 _PACKAGES = ("lowbit", "torch", "onnx", "onnxruntime", "onnxscript", "numpy")
@@ -89,7 +89,8 @@ def export_onnx(
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "versions": {name: version(name) for name in _PACKAGES},
         "recipe": noted.recipe.to_dict() if noted else None,
-        "calibration": {"samples": noted.calibration_samples, "sha256": noted.calibration_hash} if noted else None,
+        "calibration": _calibration(noted) if noted else None,
+        "steps": list(noted.steps) if noted else [],
         "coverage": asdict(coverage(student)),
         "cost": {k: getattr(costs, k) for k in ("parameters", "macs", "bops", "weight_bytes", "activation_bytes")},
         "provenance": dict(provenance or {}),
@@ -97,6 +98,11 @@ def export_onnx(
     }
     note(path, entry)
     return Exported(path, frozen)
+
+
+def _calibration(noted: Origin) -> dict[str, object]:
+    inputs = {name: asdict(one) for name, one in noted.inputs.items()}
+    return {"samples": noted.calibration_samples, "sha256": noted.calibration_hash, "inputs": inputs}
 
 
 def note(path: Path, entry: Mapping[str, object]) -> None:

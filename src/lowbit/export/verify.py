@@ -25,8 +25,9 @@ are off by more on average than `TOLERANCES` grants the runtime, in units of 1/2
 from __future__ import annotations
 
 import tempfile
+import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -38,10 +39,11 @@ from torch import Tensor, nn
 
 from lowbit import files
 from lowbit.batches import Batch, Batches, call, inputs_of, output_tensor, size_of
-from lowbit.errors import DataError, VerificationError
+from lowbit.errors import DataError, DataWarning, VerificationError
 from lowbit.export.advice import LAYERS, Obstacle, Wiring, computes_on_int8_blocks, obstacles, this_processor, why_float
 from lowbit.export.onnx import Exported, manifest_entry, note
 from lowbit.export.runtime import Array, RuntimeName, Session, arrays, open_session
+from lowbit.inputs import InputStatistics, InputWatch, differences
 from lowbit.ops import dequantize
 from lowbit.progress import track
 from lowbit.quantization import activation_quantizers
@@ -75,7 +77,8 @@ class Verification:
 
     `stayed_float` lists layers that do not run on integers, each with the reason. `same_prediction` compares the
     largest output of each sample (the sign, for a single output). `mean_output_difference` is what the stretch behind
-    the last codes adds, in 1/256 of the outputs' range. `obstacles` say why the file is not faster.
+    the last codes adds, in 1/256 of the outputs' range. `obstacles` say why the file is not faster,
+    and `unlike_calibration` how inputs differ from those that calibrated.
     """
 
     runtime: str
@@ -88,6 +91,7 @@ class Verification:
     stayed_float: dict[str, str]
     mean_output_difference: float
     obstacles: tuple[Obstacle, ...]
+    unlike_calibration: tuple[str, ...] = ()
 
     @property
     def same_codes(self) -> float:
@@ -148,9 +152,11 @@ def verify(
             reference: _Reference = _ModelReference(exported.model)
         else:
             reference = _FileReference(compared, _watched(compared, Path(folder, "forced.onnx"), forced=True), names)
+        seen = InputWatch()
         checks = {name: _Difference(name, levels) for name, levels in _levels(graph, names).items()}
         last, unread, blocks = _OutputDifference(), _OutputDifference(), _OutputDifference()
         for batch in track(batches, "verify", show=progress):
+            seen.add(batch)
             feed = _feed(batch, plain)
             got, want = plain.run(feed)[0], reference.output(batch)
             by_tensor = dict(zip(codes_of.outputs, codes_of.run(feed), strict=True))
@@ -179,7 +185,10 @@ def verify(
         {name: reason.what for name, reason in floats.items()} | dict.fromkeys(not_fused, _NOT_FUSED),
         last.result(),
         obstacles(model, plain, layers, floats, this_processor()),
+        differences(_calibration_inputs(entry), seen.statistics()),
     )
+    for difference in result.unlike_calibration:
+        warnings.warn(f"{path.name}: {difference}", DataWarning, stacklevel=2)
     _refuse(path.name, runtime, result, unread.result(), blocks.result())
     if not_fused:
         raise VerificationError(
@@ -189,6 +198,12 @@ def verify(
     if isinstance(exported, Exported):
         note(path, {"verification": {**asdict(result), "tolerance": TOLERANCES[runtime]}})
     return result
+
+
+def _calibration_inputs(entry: Mapping[str, object]) -> dict[str, InputStatistics]:
+    calibration = entry.get("calibration")
+    inputs = calibration.get("inputs", {}) if isinstance(calibration, dict) else {}
+    return {name: InputStatistics.from_dict(one) for name, one in inputs.items()}
 
 
 def _refuse(name: str, runtime: RuntimeName, result: Verification, unread: float, blocks: float) -> None:

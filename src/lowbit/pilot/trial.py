@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from lowbit import files
 from lowbit.batches import call, inputs_of, output_tensor
 from lowbit.costs import Cost, cost
-from lowbit.errors import DataError, LowbitError
+from lowbit.errors import DataError, DataWarning, LowbitError
 from lowbit.export.onnx import Exported, export_onnx
 from lowbit.export.qdq import how_stored
 from lowbit.export.runtime import RuntimeName, arrays, open_session
@@ -145,9 +146,11 @@ def _measure(
     provenance = {"seed": settings.seed, **hashes, **settings.provenance}
     exported = export_onnx(student, task.folder / "model.onnx", example, opset=task.opset, provenance=provenance)
     outputs = file_outputs(exported.path, test, settings, progress)
-    verification = verify(
-        exported, _first(test, VERIFIED), runtime=settings.runtime, threads=settings.threads, progress=progress
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DataWarning)  # told in the notes
+        verification = verify(
+            exported, _first(test, VERIFIED), runtime=settings.runtime, threads=settings.threads, progress=progress
+        )
     with files.replacing(task.folder / "outputs.npy") as temporary, temporary.open("wb") as stream:
         np.save(stream, outputs)
     reference = outputs if task.recipe is None else _baseline(task.folder)
@@ -183,7 +186,7 @@ def _measure(
             tuple(verification.stayed_float) if task.recipe else (),
             tuple(ObstacleRow(o.where, o.what, o.remedy) for o in verification.obstacles) if task.recipe else (),
         ),
-        notes=(*([made] if made else []), *_notes(student, covered, task.opset)),
+        notes=(*([made] if made else []), *verification.unlike_calibration, *_notes(student, covered, task.opset)),
     )
 
 

@@ -127,8 +127,9 @@ def _moments(layer: nn.Module, part: nn.Module, inputs: list[Value], axis: int) 
 
     def add(_: nn.Module, args: object, output: Tensor) -> None:
         nonlocal count
-        rows = output.detach().movedim(axis, 0).flatten(1).double()
-        sums.append(torch.stack([rows.sum(1), (rows**2).sum(1)]))
+        rows = output.detach().movedim(axis, 0).flatten(1)
+        variance, mean = (found.double() for found in torch.var_mean(rows, 1, correction=0))
+        sums.append(rows.shape[1] * torch.stack([mean, variance + mean**2]))
         count += rows.shape[1]
 
     hook = layer.register_forward_hook(add)

@@ -10,41 +10,66 @@ compression, 2022, https://arxiv.org/abs/2208.11580, section 4). A grouped convo
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lowbit.layers import Quantized
-from lowbit.post_training.segments import Value, run
+from lowbit.post_training.segments import Segment, run
 
 SUPPORTED = (nn.Linear, nn.Conv1d, nn.Conv2d)
 
 
-def covariance(layer: Quantized, part: nn.Module, inputs: list[Value]) -> Tensor:
-    """H of a layer while `part`, which holds it, runs on `inputs`: `[groups, inputs, inputs]`, the mean over rows x."""
-    total, rows = torch.zeros(()), 0
+@dataclass(frozen=True)
+class Covariance:
+    """Mean products of inputs, `[groups, inputs, inputs]`, float64: of the student's x, and of the float twin's y."""
 
-    def add(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        nonlocal total, rows
-        x = unfolded(layer, args[0])
-        total = total.to(x.device) + x @ x.mT
-        rows += x.shape[2]
+    student: Tensor
+    cross: Tensor
+    twin: Tensor
 
-    hook = layer.register_forward_hook(add)
+    def error(self, weight: Tensor, float_weight: Tensor) -> float:
+        """Mean square of `weight` x - `float_weight` y, relative to that of `float_weight` y."""
+        want = float((float_weight @ self.twin * float_weight).sum())
+        both = float((float_weight @ self.cross * weight).sum())
+        return (float((weight @ self.student * weight).sum()) - 2 * both + want) / want if want > 0 else 0.0
+
+
+def covariance(layer: Quantized, twin: nn.Module, segment: Segment) -> Covariance | None:
+    """How inputs of a layer and of its float twin vary together while their block runs; None if it is never called."""
+    total: list[Tensor] = []
+    rows = 0
+    xs: list[Tensor] = []
+    ys: list[Tensor] = []
+    hooks = [
+        layer.register_forward_hook(lambda _, args, output: xs.append(unfolded(layer.layer, _read(layer, args[0])))),
+        twin.register_forward_hook(lambda _, args, output: ys.append(unfolded(twin, args[0]))),
+    ]
     try:
         with torch.no_grad():
-            for value in inputs:
-                run(part, value)
+            for value, twin_value in zip(segment.inputs, segment.twin_inputs, strict=True):
+                run(segment.student, value)
+                run(segment.twin, twin_value)
+                for x, y in zip(xs, ys, strict=True):  # one of each for every call
+                    products = [x @ x.mT, y @ x.mT, y @ y.mT]
+                    total = [a + b for a, b in zip(total, products, strict=True)] if total else products
+                    rows += x.shape[2]
+                xs.clear()
+                ys.clear()
     finally:
-        hook.remove()
-    return total / max(rows, 1)
+        for hook in hooks:
+            hook.remove()
+    return Covariance(*(sums.double() / rows for sums in total)) if total else None
 
 
-def unfolded(quantized: Quantized, x: Tensor) -> Tensor:
-    """The columns that a layer multiplies its weight with: `[groups, inputs, rows]`."""
-    if quantized.input_quantizer is not None:
-        x = quantized.input_quantizer(x)
-    layer = quantized.layer
+def _read(layer: Quantized, x: Tensor) -> Tensor:
+    return x if layer.input_quantizer is None else layer.input_quantizer(x)
+
+
+def unfolded(layer: nn.Module, x: Tensor) -> Tensor:
+    """The columns of its input that a layer multiplies its weight with: `[groups, inputs, rows]`."""
     if isinstance(layer, nn.Linear):
         return x.reshape(-1, x.shape[-1]).T[None]
     assert isinstance(layer, (nn.Conv1d, nn.Conv2d))

@@ -22,7 +22,7 @@ from lowbit.post_training.segments import Value
 from lowbit.quantizer import Quantizer
 
 Rounding = Literal["free", "adaround"]
-_WEIGHT_RATE, _SCALE_RATE, _BIAS_RATE, _ADAROUND_RATE = 2e-2, 1e-3, 2e-3, 1e-2
+_WEIGHT_RATE, _SCALE_RATE, _BIAS_RATE, _ADAROUND_RATE = 6e-3, 1e-3, 2e-3, 1e-2
 _LAMBDA = 1e-2
 
 

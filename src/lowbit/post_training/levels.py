@@ -3,11 +3,12 @@
 | level    | what it does                                                                    | time            |
 |----------|---------------------------------------------------------------------------------|-----------------|
 | fast     | scales by least squared error, from one pass over the inputs                    | seconds         |
-| balanced | and ranges chosen on held-out inputs, second-order rounding, bias correction    | some passes     |
+| balanced | and second-order rounding toward the float outputs, bias correction             | some passes     |
 | best     | and the whole network tuned to return what the float network returns            | minutes         |
 
 The functions are those that a user can call one by one; a level is no more than their order. Every eighth batch is held
-out: it calibrates nothing, chooses ranges, and measures what each step gained.
+out: it calibrates nothing and measures what each step gained. `choose_ranges`, `equalize`, `fit_scales` and
+`reconstruct` are not part of any level: where they were measured they gained nothing on top of these (LOG.md).
 """
 
 from __future__ import annotations
@@ -23,7 +24,6 @@ from torch import Tensor, nn
 from lowbit.batches import Batch, Batches, call, output_tensor
 from lowbit.errors import CalibrationError, RecipeError
 from lowbit.post_training.correction import correct_moments
-from lowbit.post_training.ranges import choose_ranges
 from lowbit.post_training.reconstruction import tune
 from lowbit.post_training.rounding import round_weights
 from lowbit.post_training.sensitivity import Widening, relative_error, widen
@@ -123,20 +123,17 @@ def post_train(
     student = quantize(model, recipe)
     calibrate(student, calibrating, progress=progress)
     done("calibrate", began, student)
-    for name, improve in _improvements(level, held_out, seed).items():
+    for name, improve in _improvements(level, seed).items():
         began = time.perf_counter()
         student = done(name, began, improve(student, model, calibrating, progress))
     return student, PostTraining(level, tuple(steps), widening)
 
 
-def _improvements(
-    level: Level, held_out: list[Batch], seed: int
-) -> dict[str, Callable[[nn.Module, nn.Module, list[Batch], bool], nn.Module]]:
+def _improvements(level: Level, seed: int) -> dict[str, Callable[[nn.Module, nn.Module, list[Batch], bool], nn.Module]]:
     """What comes after calibration, in order."""
     balanced: dict[str, Callable[[nn.Module, nn.Module, list[Batch], bool], nn.Module]] = {
-        "choose ranges": lambda s, m, b, p: choose_ranges(s, m, b, held_out, progress=p)[0],
         "round weights": lambda s, m, b, p: round_weights(s, m, b, progress=p)[0],
-        "correct moments": lambda s, m, b, p: correct_moments(s, m, b, progress=p)[0],
+        "correct biases": lambda s, m, b, p: correct_moments(s, m, b, spread=False, progress=p)[0],
     }
     best = {"tune": lambda s, m, b, p: tune(s, m, b, steps=TUNING_STEPS, seed=seed, progress=p)[0]}
     return {"fast": {}, "balanced": balanced, "best": balanced | best}[level]

@@ -8,14 +8,20 @@ what it is off by is spread over the columns still to come, in the proportions t
     U = Cholesky factor of (H + damping * mean diagonal)^-1, upper
     e = (w_i - round(w_i)) / U_ii,    W[:, i+1:] -= e U[i, i+1:]
 
-Layers are rounded in the order in which they run, each on the inputs that the layers before it, already rounded, send.
+Layers are rounded in the order in which they run, each on the inputs x that the layers before it, already rounded,
+send. The float network has other inputs y there, so the weights W that suit y are not the best for x. The least squares
+fit of W y by W* x is W* = W E[y x^T] (H + damping)^-1; what is rounded lies between the two:
+
+    target = (1 - refit) W + refit W*
 
 References:
     Frantar et al., GPTQ: accurate post-training quantization for generative pre-trained transformers, 2023,
     https://arxiv.org/abs/2210.17323, section 3; the order of columns by second moment is from its code ("act order").
 
-Differs from the paper: the scales are those of the student, which `fit_scales` can choose for the outputs' error, and
-convolutions, grouped ones included, are rounded as the matrix products that they are.
+Differs from the paper: the target above, which `refit=0` makes the paper's (half way measured best, LOG.md; Li et al.,
+GPTAQ, 2025, https://arxiv.org/abs/2504.02692, fit the float outputs too); the scales are those of the student, which
+`fit_scales` can choose for the outputs' error; convolutions, grouped ones included, are rounded as the matrix products
+that they are.
 """
 
 from __future__ import annotations
@@ -30,7 +36,7 @@ from torch import Tensor, nn
 from lowbit.batches import Batches
 from lowbit.formats import Block
 from lowbit.layers import Quantized
-from lowbit.post_training.covariance import SUPPORTED, as_matrix, covariance
+from lowbit.post_training.covariance import SUPPORTED, Covariance, as_matrix, covariance
 from lowbit.post_training.segments import float_twin, walk
 from lowbit.quantization import note
 from lowbit.quantizer import Quantizer
@@ -39,7 +45,10 @@ from lowbit.scales import weight_scale
 
 @dataclass(frozen=True)
 class RoundedLayer:
-    """The mean squared output error of a layer that its weights cause, relative to the mean squared output."""
+    """The mean squared difference of a layer's outputs from the float network's there, relative to their mean square.
+
+    Both the layer's own rounding and that of all layers before it are in it.
+    """
 
     name: str
     error_before: float
@@ -71,11 +80,11 @@ def fit_scales(
         CalibrationError: no batches, or activations without a scale.
     """
 
-    def fit(layer: Quantized, quantizer: Quantizer, h: Tensor) -> None:
+    def fit(layer: Quantized, quantizer: Quantizer, found: Covariance, float_weight: Tensor) -> None:
         if isinstance(quantizer.format, Block):
             return
         weight = layer.layer.get_parameter("weight")
-        importance = torch.diagonal(h, dim1=1, dim2=2)[:, None].expand(as_matrix(weight, layer.layer).shape)
+        importance = torch.diagonal(found.student, dim1=1, dim2=2)[:, None].expand(as_matrix(weight, layer.layer).shape)
         importance = importance.reshape(weight.shape).clamp(min=1e-12)
         scale = weight_scale(weight, quantizer.format, quantizer.granularity, "mse", importance)
         quantizer.scale.data.copy_(scale)
@@ -84,7 +93,13 @@ def fit_scales(
 
 
 def round_weights(
-    student: nn.Module, model: nn.Module, batches: Batches, *, damping: float = 0.01, progress: bool = True
+    student: nn.Module,
+    model: nn.Module,
+    batches: Batches,
+    *,
+    refit: float = 0.5,
+    damping: float = 0.01,
+    progress: bool = True,
 ) -> tuple[nn.Module, Rounding]:
     """A copy of `student` whose weights are rounded by second order, on the scales it has.
 
@@ -92,6 +107,7 @@ def round_weights(
         student: a calibrated student.
         model: the float model it was made from.
         batches: inputs in any batch form, a list; held in memory.
+        refit: how far weights may move toward the least squares fit of the float outputs, from 0 to 1.
         damping: added to the diagonal of H, as a share of its mean.
         progress: show a bar on a terminal.
 
@@ -99,32 +115,34 @@ def round_weights(
         CalibrationError: no batches, or activations without a scale.
     """
 
-    def fit(layer: Quantized, quantizer: Quantizer, h: Tensor) -> None:
+    def fit(layer: Quantized, quantizer: Quantizer, found: Covariance, float_weight: Tensor) -> None:
         weight = layer.layer.get_parameter("weight")
         ones = torch.ones_like(quantizer.granularity.blocked(weight))
         spread = quantizer.granularity.spread(quantizer.scale.detach(), weight.shape)
-        scale = quantizer.granularity.unblocked(ones * spread, weight.shape)
-        rounded = second_order(
-            as_matrix(weight.detach(), layer.layer), as_matrix(scale, layer.layer), h, quantizer, damping
-        )
-        weight.data.copy_(rounded.reshape(weight.shape))
+        scale = as_matrix(quantizer.granularity.unblocked(ones * spread, weight.shape), layer.layer)
+        h = _damped(found.student, damping)
+        least_squares = torch.linalg.solve(h, float_weight @ _damped(found.cross, damping, found.student), left=False)
+        target = (1 - refit) * float_weight + refit * least_squares
+        weight.data.copy_(second_order(target, scale, h, quantizer).reshape(weight.shape))
 
-    return _each_layer(student, model, batches, fit, f"round_weights(damping={damping})", progress)
+    return _each_layer(student, model, batches, fit, f"round_weights(refit={refit}, damping={damping})", progress)
 
 
-def second_order(weight: Tensor, scale: Tensor, h: Tensor, quantizer: Quantizer, damping: float) -> Tensor:
-    """Weights `[groups, outputs, inputs]` on the grid of `quantizer`, with scales of that shape and H of each group."""
-    groups, _, inputs = weight.shape
-    diagonal = torch.diagonal(h, dim1=1, dim2=2)
-    order = diagonal.argsort(dim=1, descending=True)
-    back = order.argsort(dim=1)
-    columns = order[:, None].expand(weight.shape)
-    w, s = weight.gather(2, columns).double(), scale.gather(2, columns)
-    every = torch.arange(groups, device=h.device)[:, None, None]
-    h = h.double()[every, order[:, :, None], order[:, None, :]]
-    # a channel that is always 0 has no say; 1 keeps its row of H invertible
-    mean = diagonal.double().mean(1).clamp(min=1e-30)[:, None]
-    h = h + torch.diag_embed((damping * mean).expand(groups, inputs))
+def _damped(products: Tensor, damping: float, like: Tensor | None = None) -> Tensor:
+    """Products with `damping` times the mean diagonal (of `like`) added to the diagonal; never singular."""
+    diagonal = torch.diagonal(products if like is None else like, dim1=1, dim2=2)
+    added = (damping * diagonal.mean(1)).clamp(min=1e-30)[:, None]
+    return products + torch.diag_embed(added.expand(diagonal.shape))
+
+
+def second_order(target: Tensor, scale: Tensor, h: Tensor, quantizer: Quantizer) -> Tensor:
+    """Weights `[groups, outputs, inputs]` on the grid of `quantizer`, with scales of that shape and damped H."""
+    inputs = target.shape[2]
+    order = torch.diagonal(h, dim1=1, dim2=2).argsort(dim=1, descending=True)
+    columns = order[:, None].expand(target.shape)
+    w, s = target.double().gather(2, columns), scale.gather(2, columns)
+    every = torch.arange(len(h), device=h.device)[:, None, None]
+    h = h[every, order[:, :, None], order[:, None, :]]
     upper = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(h)), upper=True)
     rounded = torch.empty_like(w)
     for i in range(inputs):
@@ -132,14 +150,15 @@ def second_order(weight: Tensor, scale: Tensor, h: Tensor, quantizer: Quantizer,
         rounded[:, :, i] = quantizer.format.round(w[:, :, i].float() / step) * step
         error = (w[:, :, i] - rounded[:, :, i]) / upper[:, i, i, None]
         w[:, :, i + 1 :] -= error[:, :, None] * upper[:, None, i, i + 1 :]
-    return rounded.gather(2, back[:, None].expand(weight.shape)).float()
+    back = order.argsort(dim=1)[:, None].expand(target.shape)
+    return rounded.gather(2, back).float()
 
 
 def _each_layer(
     student: nn.Module,
     model: nn.Module,
     batches: Batches,
-    fit: Callable[[Quantized, Quantizer, Tensor], None],
+    fit: Callable[[Quantized, Quantizer, Covariance, Tensor], None],
     step: str,
     progress: bool,
 ) -> tuple[nn.Module, Rounding]:
@@ -154,11 +173,14 @@ def _each_layer(
                 skipped[name] = reason
                 continue
             assert isinstance(quantizer, Quantizer)
-            h = covariance(layer, segment.student, segment.inputs)
-            float_weight = twin.get_submodule(name).get_parameter("weight")
-            before = _error(layer, float_weight, h)
-            fit(layer, quantizer, h)
-            rows.append(RoundedLayer(name, before, _error(layer, float_weight, h)))
+            found = covariance(layer, twin.get_submodule(name), segment)
+            if found is None:
+                skipped[name] = "the calibration samples do not reach it"
+                continue
+            float_weight = as_matrix(twin.get_submodule(name).get_parameter("weight").detach(), layer.layer).double()
+            before = _error(layer, float_weight, found)
+            fit(layer, quantizer, found, float_weight)
+            rows.append(RoundedLayer(name, before, _error(layer, float_weight, found)))
     note(student, step)
     return student, Rounding(tuple(rows), skipped)
 
@@ -171,9 +193,6 @@ def _why_not(layer: Quantized) -> str:
     return ""
 
 
-def _error(layer: Quantized, weight: Tensor, h: Tensor) -> float:
+def _error(layer: Quantized, float_weight: Tensor, found: Covariance) -> float:
     with torch.no_grad():
-        signal = as_matrix(weight, layer.layer)
-        error = as_matrix(layer.weight, layer.layer) - signal
-        of_signal = float(((signal @ h) * signal).sum())
-        return float(((error @ h) * error).sum()) / of_signal if of_signal > 0 else 0.0
+        return found.error(as_matrix(layer.weight, layer.layer).double(), float_weight)
