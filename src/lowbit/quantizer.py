@@ -66,8 +66,8 @@ class Quantizer(nn.Module):
         super()._load_from_state_dict(*args)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Nearest grid numbers to `x`; integer and boolean tensors pass unchanged."""
-        if not x.is_floating_point():
+        """Nearest grid numbers to `x`; integer and boolean tensors, and plain numbers, pass unchanged."""
+        if not isinstance(x, Tensor) or not x.is_floating_point():
             self.reads_integers = True
             return x
         if self.histogram is not None:

@@ -126,7 +126,8 @@ class Histogram:
 
     def outlier(self) -> float:
         """How many times the largest magnitude is that of the percentile rule; 1 at least."""
-        percentile = max(abs(bound) for bound in self.bounds("percentile", Int(8), True))
+        tail = max(float(self.counts.sum()) * (1 - PERCENTILE / 100), 1.0)  # of few values, all but the largest
+        percentile = max(abs(bound) for bound in self._without(tail))
         return max(-self.low, self.high, percentile) / percentile if percentile > 0 else 1.0
 
     def bounds(self, rule: ScaleRule, format: Format, symmetric: bool) -> tuple[float, float]:
@@ -137,11 +138,7 @@ class Histogram:
         if rule == "absmax":
             return low, high
         if rule == "percentile":
-            tail = self.counts.sum() * (1 - PERCENTILE / 100)
-            kept = ((self.counts.cumsum(0) > tail) & (self.counts.flip(0).cumsum(0).flip(0) > tail)).nonzero()
-            edge = 2 * self.limit / _BINS
-            bounds = float(kept[0]) * edge - self.limit, (float(kept[-1]) + 1) * edge - self.limit
-            return max(low, min(bounds[0], 0.0)), min(high, max(bounds[1], 0.0))
+            return self._without(float(self.counts.sum()) * (1 - PERCENTILE / 100))
         cost = self._errors if rule == "mse" else self._divergences
         if symmetric:
             amax = max(-low, high)
@@ -154,6 +151,15 @@ class Histogram:
             lows = min(self.low, 0.0) * _CLIPS.double()
             low = float(lows[cost(lows, torch.full_like(lows, high), format, False).argmin()])
         return low, high
+
+    def _without(self, tail: float) -> tuple[float, float]:
+        """The range, 0 inside, beyond which `tail` values at most lie on either side."""
+        kept = ((self.counts.cumsum(0) > tail) & (self.counts.flip(0).cumsum(0).flip(0) > tail)).nonzero()
+        if not len(kept):
+            return min(self.low, 0.0), max(self.high, 0.0)
+        edge = 2 * self.limit / _BINS
+        bounds = float(kept[0]) * edge - self.limit, (float(kept[-1]) + 1) * edge - self.limit
+        return max(min(self.low, 0.0), min(bounds[0], 0.0)), min(max(self.high, 0.0), max(bounds[1], 0.0))
 
     def _errors(self, lows: Tensor, highs: Tensor, format: Format, symmetric: bool) -> Tensor:
         """Summed squared rounding error of the histogram for each candidate range."""

@@ -131,7 +131,6 @@ def test_what_cannot_be_traced_is_an_error() -> None:
         equalize(Branching())
 
 
-@pytest.mark.xfail(reason="bug: pooling behind a Linear goes along its channels", raises=(AssertionError, RuntimeError))
 @pytest.mark.parametrize("pool", [nn.MaxPool1d(3, 1, 1), nn.AvgPool1d(2)], ids=["max", "average"])
 def test_pooling_over_the_channels_of_a_linear_layer(pool: nn.Module) -> None:
     torch.manual_seed(0)
@@ -142,7 +141,6 @@ def test_pooling_over_the_channels_of_a_linear_layer(pool: nn.Module) -> None:
     torch.testing.assert_close(equalized(x), model(x), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.xfail(reason="bug: a weight that two layers share is scaled for one of them")
 def test_tied_weights_are_left_alone() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6)).eval()

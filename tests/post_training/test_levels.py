@@ -191,7 +191,6 @@ def test_bad_data_gives_finite_networks_and_files(kind: str, tmp_path: Path) -> 
 # Known to fail
 
 
-@pytest.mark.xfail(reason="bug: post_train leaves the model in eval mode")
 @pytest.mark.parametrize("level", ["balanced", "best"])
 def test_the_mode_of_the_model_stays(level: Level) -> None:
     model, batches = digits()
@@ -199,9 +198,6 @@ def test_the_mode_of_the_model_stays(level: Level) -> None:
     assert model.training
 
 
-@pytest.mark.xfail(
-    reason="bug: the variance of one number is NaN, with a warning", raises=(AssertionError, UserWarning)
-)
 def test_one_output_one_sample_a_batch() -> None:
     torch.manual_seed(0)
     model = models.mlp(6, 1, (16,)).eval()
@@ -209,7 +205,6 @@ def test_one_output_one_sample_a_batch() -> None:
     assert all(np.isfinite(step.error) for step in told.steps)
 
 
-@pytest.mark.xfail(reason="bug: torch's own error about torch.cat", raises=RuntimeError)
 def test_images_of_several_sizes() -> None:
     """Level fast takes them; the others take them or say what is wrong."""
     torch.manual_seed(0)

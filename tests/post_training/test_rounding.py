@@ -185,7 +185,6 @@ def test_layers_left_alone_are_named() -> None:
     assert not told.layers
 
 
-@pytest.mark.xfail(reason="bug: the hooks read args[0], which is not there if a layer is called by keyword")
 def test_layers_called_by_keyword() -> None:
     class Named(nn.Module):
         def __init__(self) -> None:

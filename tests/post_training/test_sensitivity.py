@@ -67,9 +67,6 @@ def test_no_batches_is_an_error() -> None:
         widen(model, recipe, [], [seeded(4, 8)], progress=False)
 
 
-@pytest.mark.xfail(
-    reason="bug: rules are resolved against quantized inputs only, so one for a float layer matches none"
-)
 def test_a_rule_that_leaves_a_layer_float() -> None:
     torch.manual_seed(0)
     recipe = Recipe((Rule("*", Int(8), Int(4)), Rule("head")))

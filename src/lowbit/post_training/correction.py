@@ -19,7 +19,6 @@ outputs shrink a little, and logits end a quarter too small.
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 
 import torch
@@ -29,7 +28,7 @@ from lowbit.batches import Batches
 from lowbit.formats import Block
 from lowbit.granularity import PerChannel
 from lowbit.layers import TRANSPOSED, Quantized, output_granularity
-from lowbit.post_training.segments import Value, float_twin, run, walk
+from lowbit.post_training.segments import Value, float_twin, run, walk, working_copy
 from lowbit.quantization import note
 from lowbit.quantizer import Quantizer
 
@@ -71,7 +70,7 @@ def correct_moments(
     Raises:
         CalibrationError: no batches, or activations without a scale.
     """
-    student = copy.deepcopy(student).eval()
+    student = working_copy(student)
     twin = float_twin(model, student)
     rows = []
     for segment in walk(student, twin, batches, "correct moments", progress=progress):

@@ -44,8 +44,13 @@ def covariance(layer: Quantized, twin: nn.Module, segment: Segment) -> Covarianc
     xs: list[Tensor] = []
     ys: list[Tensor] = []
     hooks = [
-        layer.register_forward_hook(lambda _, args, output: xs.append(unfolded(layer.layer, _read(layer, args[0])))),
-        twin.register_forward_hook(lambda _, args, output: ys.append(unfolded(twin, args[0]))),
+        layer.register_forward_hook(
+            lambda _, args, kwargs, output: xs.append(unfolded(layer.layer, _read(layer, _input(args, kwargs)))),
+            with_kwargs=True,
+        ),
+        twin.register_forward_hook(
+            lambda _, args, kwargs, output: ys.append(unfolded(twin, _input(args, kwargs))), with_kwargs=True
+        ),
     ]
     try:
         with torch.no_grad():
@@ -62,6 +67,10 @@ def covariance(layer: Quantized, twin: nn.Module, segment: Segment) -> Covarianc
         for hook in hooks:
             hook.remove()
     return Covariance(*(sums.double() / rows for sums in total)) if total else None
+
+
+def _input(args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> Tensor:
+    return args[0] if args else kwargs["input"]
 
 
 def _read(layer: Quantized, x: Tensor) -> Tensor:

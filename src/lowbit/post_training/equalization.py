@@ -29,13 +29,15 @@ from torch import Tensor, fx, nn
 
 from lowbit import graph
 from lowbit.batches import Batches, call
-from lowbit.errors import LayerError
+from lowbit.errors import CalibrationError, LayerError
 from lowbit.layers import CONVOLUTIONS, why_not
 from lowbit.progress import track
 
 # what lets a positive factor of a channel through, and keeps channels apart
 _HOMOGENEOUS: set[object] = {F.relu, torch.relu, "relu", nn.ReLU, nn.Identity, nn.Dropout, nn.Dropout2d, F.dropout}
-_HOMOGENEOUS |= {nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d}
+# the same, behind a convolution: behind a linear layer they would pool its channels
+_POOLS: set[object] = {nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool1d, nn.AvgPool2d}
+_POOLS |= {nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d}
 _SWEEPS = 20
 
 
@@ -67,6 +69,7 @@ def equalize(
         progress: show a bar on a terminal.
 
     Raises:
+        CalibrationError: `batches` is empty.
         LayerError: the model cannot be traced, so that nothing tells which layer reads which.
     """
     traced = graph.trace(copy.deepcopy(model).eval())
@@ -74,7 +77,8 @@ def equalize(
         raise LayerError(f"{type(model).__name__} cannot be equalized: its graph cannot be traced ({traced})")
     graph.fold_batchnorm(traced)
     pairs = _pairs(traced)
-    written = _activation_ranges(traced, {first for first, _ in pairs}, batches, progress) if batches else {}
+    watched = {first for first, _ in pairs}
+    written = {} if batches is None else _activation_ranges(traced, watched, batches, progress)
     layers = {name: traced.get_submodule(name) for pair in pairs for name in pair}
     before = {pair: _spread(_ranges(layers, pair, written)) for pair in pairs}
     for _ in range(_SWEEPS):
@@ -97,11 +101,14 @@ def _pairs(traced: fx.GraphModule) -> list[tuple[str, str]]:
     """Layers where the second alone reads the first, with nothing between them but what lets factors through."""
     modules = dict(traced.named_modules())
     calls = [str(n.target) for n in traced.graph.nodes if n.op == "call_module"]
+    owned = [p for module in traced.modules() for p in module._parameters.values() if p is not None]
+    tied = {p for p in owned if sum(p is other for other in owned) > 1}
 
     def layer(node: fx.Node) -> nn.Module | None:
         module = modules.get(str(node.target)) if node.op == "call_module" else None
-        usable = isinstance(module, (nn.Linear, *CONVOLUTIONS)) and not why_not(module)
-        return module if usable and calls.count(str(node.target)) == 1 else None
+        if not isinstance(module, (nn.Linear, *CONVOLUTIONS)) or why_not(module):
+            return None
+        return module if calls.count(str(node.target)) == 1 and not tied & {*module.parameters()} else None
 
     found = []
     for node in traced.graph.nodes:
@@ -117,7 +124,7 @@ def _pairs(traced: fx.GraphModule) -> list[tuple[str, str]]:
                     found.append((str(node.target), str(end.target)))
                 break
             key = type(modules.get(str(end.target))) if end.op == "call_module" else end.target
-            if key not in _HOMOGENEOUS:
+            if key not in _HOMOGENEOUS and (key not in _POOLS or isinstance(first, nn.Linear)):
                 break
     return found
 
@@ -154,6 +161,7 @@ def _spread(ranges: tuple[Tensor, Tensor]) -> float:
 def _activation_ranges(traced: fx.GraphModule, names: set[str], batches: Batches, progress: bool) -> dict[str, Tensor]:
     """The largest output magnitude of each channel of some layers."""
     ranges: dict[str, Tensor] = {}
+    seen = False
 
     def watch(name: str, axis: int) -> Callable[[nn.Module, object, Tensor], None]:
         def hook(_: nn.Module, args: object, output: Tensor) -> None:
@@ -171,7 +179,10 @@ def _activation_ranges(traced: fx.GraphModule, names: set[str], batches: Batches
         with torch.no_grad():
             for batch in track(batches, "watch activations", show=progress):
                 call(traced, batch)
+                seen = True
     finally:
         for one in hooks:
             one.remove()
+    if not seen:
+        raise CalibrationError("equalize got no batches; give at least one, or leave them out to use weights alone")
     return ranges

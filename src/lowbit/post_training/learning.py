@@ -74,6 +74,7 @@ class _Learnable:
     def __post_init__(self) -> None:
         self.start = self.tensor.detach().clone()
         self.change = torch.zeros_like(self.start)
+        self.learned_before = self.tensor.requires_grad
         self.tensor.requires_grad_(True)
 
     def take_gradient(self) -> None:
@@ -141,7 +142,15 @@ class Learner:
         for soft in self.soft:
             soft.decide()
         for one in self.learnables:
-            one.tensor.requires_grad_(False)
+            one.tensor.requires_grad_(one.learned_before)
+
+    def revert(self) -> None:
+        """Go back to where learning started."""
+        with torch.no_grad():
+            for one in self.learnables:
+                one.tensor.copy_(one.start)
+            for soft in self.soft:
+                soft.layer[0].layer.get_parameter("weight").copy_(soft.start)
 
 
 def _scale(quantizer: Quantizer) -> _Learnable:
@@ -155,6 +164,7 @@ class SoftRounding(nn.Module):
         super().__init__()
         self.layer, self.quantizer = [layer], quantizer  # in a list: the layer holds this module
         weight = layer.layer.get_parameter("weight").detach()
+        self.start = weight.clone()
         granularity, format = quantizer.granularity, quantizer.format
         grid = (format.element if isinstance(format, Block) else format).values().to(weight.device)
         self.step = granularity.spread(quantizer.scale.detach(), weight.shape)

@@ -13,20 +13,21 @@ out: it calibrates nothing and measures what each step gained. `choose_ranges`, 
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from lowbit.batches import Batch, Batches, call, output_tensor
+from lowbit.batches import Batch, Batches
 from lowbit.errors import CalibrationError, RecipeError
 from lowbit.post_training.correction import correct_moments
 from lowbit.post_training.reconstruction import tune
 from lowbit.post_training.rounding import round_weights
-from lowbit.post_training.sensitivity import Widening, relative_error, widen
+from lowbit.post_training.sensitivity import Widening, outputs_of, relative_error, widen
 from lowbit.quantization import calibrate, quantize
 from lowbit.recipe import Recipe
 
@@ -107,14 +108,15 @@ def post_train(
         )
     held_out = held[::8]
     calibrating = [batch for i, batch in enumerate(held) if i % 8]
-    target = _outputs(model.eval(), held_out)
+    target = outputs_of(copy.deepcopy(model).eval(), held_out)
     steps: list[Step] = []
 
     def done(name: str, began: float, student: nn.Module) -> nn.Module:
-        outputs = _outputs(student, held_out)
-        scores = target.dim() == 2 and target.shape[1] > 1
-        same = float((outputs.argmax(1) == target.argmax(1)).float().mean()) if scores else None
-        steps.append(Step(name, time.perf_counter() - began, relative_error(outputs, target), same))
+        outputs = outputs_of(student, held_out)
+        scores = all(one.dim() == 2 and one.shape[1] > 1 for one in target)
+        same = [a.argmax(1) == b.argmax(1) for a, b in zip(outputs, target, strict=True)] if scores else []
+        agreement = float(torch.cat(same).float().mean()) if scores else None
+        steps.append(Step(name, time.perf_counter() - began, relative_error(outputs, target), agreement))
         return student
 
     began, widening = time.perf_counter(), None
@@ -137,8 +139,3 @@ def _improvements(level: Level, seed: int) -> dict[str, Callable[[nn.Module, nn.
     }
     best = {"tune": lambda s, m, b, p: tune(s, m, b, steps=TUNING_STEPS, seed=seed, progress=p)[0]}
     return {"fast": {}, "balanced": balanced, "best": balanced | best}[level]
-
-
-def _outputs(model: nn.Module, batches: list[Batch]) -> Tensor:
-    with torch.no_grad():
-        return torch.cat([output_tensor(call(model, batch)) for batch in batches])

@@ -8,7 +8,6 @@ not calibrate.
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import get_args
 
@@ -17,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lowbit.batches import Batches
-from lowbit.post_training.segments import float_twin, quantizers_in, walk
+from lowbit.post_training.segments import float_twin, quantizers_in, walk, working_copy
 from lowbit.quantization import activation_quantizers, calibrate, note
 from lowbit.quantizer import Quantizer
 from lowbit.scales import ScaleRule
@@ -56,7 +55,7 @@ def choose_ranges(
     Raises:
         CalibrationError: no batches, or activations that cannot be calibrated.
     """
-    student = copy.deepcopy(student).eval()
+    student = working_copy(student)
     calibrated: dict[ScaleRule, dict[str, tuple[Tensor, Tensor | None]]] = {}
     own = {name: q.scale_rule for name, q in activation_quantizers(student).items()}
     for rule in RULES:

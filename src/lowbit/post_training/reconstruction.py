@@ -26,16 +26,17 @@ the target, so that one lambda fits all blocks; scales of activations learn alon
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
+from typing import get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lowbit.batches import Batches
+from lowbit.errors import RecipeError
 from lowbit.post_training.learning import Learner, Rounding, Samples, draws
-from lowbit.post_training.segments import float_twin, parts, quantizers_in, run, walk
+from lowbit.post_training.segments import Value, float_twin, parts, quantizers_in, run, walk, working_copy
 from lowbit.progress import track
 from lowbit.quantization import activation_quantizers, note
 
@@ -77,6 +78,8 @@ def reconstruct(
 ) -> tuple[nn.Module, Reconstruction]:
     """A copy of `student` whose blocks, one after the other, learned to return what the float model's return.
 
+    A block that does not come closer on all samples is left as it was.
+
     Args:
         student: a calibrated student.
         model: the float model it was made from.
@@ -90,15 +93,18 @@ def reconstruct(
 
     Raises:
         CalibrationError: no batches, samples of different shapes, or activations without a scale.
+        RecipeError: there is no such rounding.
     """
-    student = copy.deepcopy(student).eval()
+    if rounding not in get_args(Rounding):
+        raise RecipeError(f"rounding {rounding!r} is unknown; expected {', '.join(get_args(Rounding))}")
+    student = working_copy(student)
     twin = float_twin(model, student)
     generator = torch.Generator().manual_seed(seed)
     ticks = iter(track(range(steps * len(parts(student, twin))), "reconstruct blocks", show=progress))
     rows = []
     for segment in walk(student, twin, batches, "reconstruct blocks", progress=False):
         inputs, targets = Samples(segment.inputs), torch.cat(segment.targets())
-        variance = float(targets.var()) or 1.0
+        variance = float(targets.var(correction=0)) or 1.0
 
         def error(outputs: Tensor, wanted: Tensor, variance: float = variance) -> Tensor:
             return F.mse_loss(outputs, wanted) / variance
@@ -111,6 +117,9 @@ def reconstruct(
             learner.step(loss)
         learner.finish()
         after = float(error(torch.cat(segment.outputs()), targets))
+        if not after <= before:
+            learner.revert()
+            after = before
         rows.append(LearnedBlock(tuple(segment.layers), before, after))
     note(student, f"reconstruct(rounding={rounding}, steps={steps}, batch_size={batch_size}, seed={seed})")
     return student, Reconstruction(tuple(rows))
@@ -142,11 +151,14 @@ def tune(
     Raises:
         CalibrationError: no batches, samples of different shapes, or activations without a scale.
     """
-    student = copy.deepcopy(student).eval()
+    student = working_copy(student)
     twin = float_twin(model, student)
     inputs = Samples(list(batches))
     blocks = parts(student, twin)
     layers = {name: layer for of_block, _, _ in blocks for name, layer in of_block.items()}
+
+    every = torch.split(torch.arange(len(inputs)), batch_size)
+    variances = _variances([part for _, _, part in blocks], [inputs[rows] for rows in every])
 
     def loss(rows: Tensor) -> Tensor:
         value = wanted = inputs[rows]
@@ -156,10 +168,9 @@ def tune(
                 wanted = run(twin_part, wanted)
             value = run(part, value)
             weight = 1.0 if i == len(blocks) - 1 else 1 / len(blocks)
-            total = total.to(value.device) + weight * F.mse_loss(value, wanted) / wanted.var().clamp(min=1e-12)
+            total = total.to(value.device) + weight * F.mse_loss(value, wanted) / variances[i]
         return total
 
-    every = torch.split(torch.arange(len(inputs)), batch_size)
     with torch.no_grad():
         before = sum(float(loss(rows)) * len(rows) for rows in every) / len(inputs)
     learner = Learner(layers, activation_quantizers(student).values(), "free", steps)
@@ -172,3 +183,17 @@ def tune(
         after = sum(float(loss(rows)) * len(rows) for rows in every) / len(inputs)
     note(student, f"tune(steps={steps}, batch_size={batch_size}, seed={seed})")
     return student, Tuning(before, after)
+
+
+def _variances(blocks: list[nn.Module], inputs: list[Value]) -> list[float]:
+    """Variance of the outputs of each of a float network's blocks over all samples; 1 for constant ones."""
+    sums = torch.zeros(len(blocks), 3, dtype=torch.float64)
+    with torch.no_grad():
+        for entering in inputs:
+            value: Value = entering
+            for i, block in enumerate(blocks):
+                value = output = run(block, value)
+                wide = output.double()
+                sums[i] += torch.tensor([output.numel(), float(wide.sum()), float(wide.square().sum())])
+    count, total, squares = sums.unbind(1)
+    return [float(v) or 1.0 for v in (squares / count - (total / count) ** 2).clamp(min=0)]

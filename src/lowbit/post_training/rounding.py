@@ -26,7 +26,6 @@ that they are.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -37,7 +36,7 @@ from lowbit.batches import Batches
 from lowbit.formats import Block
 from lowbit.layers import Quantized
 from lowbit.post_training.covariance import SUPPORTED, Covariance, as_matrix, covariance
-from lowbit.post_training.segments import float_twin, walk
+from lowbit.post_training.segments import float_twin, walk, working_copy
 from lowbit.quantization import note
 from lowbit.quantizer import Quantizer
 from lowbit.scales import weight_scale
@@ -103,6 +102,8 @@ def round_weights(
 ) -> tuple[nn.Module, Rounding]:
     """A copy of `student` whose weights are rounded by second order, on the scales it has.
 
+    It starts from the float model's weights: what other functions did to those of the student before is lost.
+
     Args:
         student: a calibrated student.
         model: the float model it was made from.
@@ -163,7 +164,7 @@ def _each_layer(
     progress: bool,
 ) -> tuple[nn.Module, Rounding]:
     """`fit` applied to every layer with integer or float weights, in order, each with the covariance of its inputs."""
-    student = copy.deepcopy(student).eval()
+    student = working_copy(student)
     twin = float_twin(model, student)
     rows, skipped = [], {}
     for segment in walk(student, twin, batches, step.partition("(")[0].replace("_", " "), progress=progress):

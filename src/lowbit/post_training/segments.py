@@ -12,6 +12,7 @@ A model that cannot be traced is one block.
 from __future__ import annotations
 
 import copy
+import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -39,6 +40,22 @@ def float_twin(model: nn.Module, student: nn.Module) -> nn.Module:
     if noted is None or noted.folded:
         graph.fold_batchnorm(traced)
     return traced
+
+
+def working_copy(student: nn.Module) -> nn.Module:
+    """A copy of a student to change, in eval mode; weights that layers share become each layer's own."""
+    changed = copy.deepcopy(student).eval()
+    owners: dict[nn.Parameter, int] = {}
+    for module in changed.modules():
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                owners[parameter] = owners.get(parameter, 0) + 1
+    for module in changed.modules():
+        weight = module.layer._parameters.get("weight") if isinstance(module, Quantized) else None
+        if isinstance(module, Quantized) and weight is not None and owners[weight] > 1:
+            own = nn.Parameter(weight.detach().clone(), weight.requires_grad)
+            module.layer.register_parameter("weight", own)
+    return changed
 
 
 @dataclass
@@ -96,10 +113,13 @@ def parts(student: nn.Module, twin: nn.Module) -> list[tuple[dict[str, Quantized
     if not (isinstance(student, fx.GraphModule) and isinstance(twin, fx.GraphModule)):
         return [(layers, student, twin)]
     ends = _grouped(student, {*_ends(student)} & {*_ends(twin)}, layers)
-    return [
-        (_layers_in(part, layers), part, other)
-        for part, other in zip(_split(student, ends), _split(twin, ends), strict=True)
-    ]
+    found: list[tuple[dict[str, Quantized], nn.Module, nn.Module]] = []
+    left = dict(layers)
+    for part, twin_part in zip(_split(student, ends), _split(twin, ends), strict=True):
+        of_part = _layers_in(part, left)
+        left = {name: layer for name, layer in left.items() if name not in of_part}  # one called again is done once
+        found.append((of_part, part, twin_part))
+    return found
 
 
 def _ends(traced: fx.GraphModule) -> list[str]:
@@ -109,10 +129,15 @@ def _ends(traced: fx.GraphModule) -> list[str]:
     last_read = {n: max((place[user] for user in n.users), default=-1) for n in nodes}
     found, reach = [], -1  # the farthest reader of any node before the present one
     for i, node in enumerate(nodes):
-        if reach <= i and last_read[node] > i:
+        if reach <= i and last_read[node] > i and not _is_tuple(node):
             found.append(node.name)
         reach = max(reach, last_read[node])
     return found
+
+
+def _is_tuple(node: fx.Node) -> bool:
+    """Whether a node returns several tensors, of which others take theirs by number."""
+    return any(user.target is operator.getitem and isinstance(user.args[1], int) for user in node.users)
 
 
 def _grouped(student: fx.GraphModule, names: set[str], layers: dict[str, Quantized]) -> list[str]:

@@ -8,6 +8,7 @@ with 16-bit activations runs on floats in today's runtimes.
 
 from __future__ import annotations
 
+import copy
 import glob
 from dataclasses import dataclass, replace
 
@@ -18,6 +19,7 @@ from lowbit.batches import Batch, Batches, call, output_tensor
 from lowbit.errors import CalibrationError
 from lowbit.formats import Int
 from lowbit.graph import input_quantizers
+from lowbit.layers import weighted_layers
 from lowbit.progress import track
 from lowbit.quantization import calibrate, quantize
 from lowbit.quantizer import Quantizer
@@ -75,8 +77,8 @@ def widen(
         raise CalibrationError("got no held-out batches; give at least one (a list, not a used-up generator)")
     student = quantize(model, recipe)
     calibrate(student, batches, progress=progress)
-    target = _outputs(model.eval(), held_out)
-    before = relative_error(_outputs(student, held_out), target)
+    target = outputs_of(copy.deepcopy(model).eval(), held_out)
+    before = relative_error(outputs_of(student, held_out), target)
     readers: dict[Quantizer, list[str]] = {}
     for layer, quantizer in input_quantizers(student).items():
         if quantizer.format.bits < WIDE.bits:
@@ -85,12 +87,12 @@ def widen(
     for quantizer, layers in track([*readers.items()], "measure sensitivity", show=progress):
         hook = quantizer.register_forward_hook(lambda _, args, output: args[0])
         try:
-            found.append((relative_error(_outputs(student, held_out), target), tuple(layers)))
+            found.append((relative_error(outputs_of(student, held_out), target), tuple(layers)))
         finally:
             hook.remove()
     found.sort()
     chosen = [layers for error, layers in found[:most] if error < before]
-    rules = recipe.resolve(input_quantizers(student)) if chosen else {}
+    rules = recipe.resolve(weighted_layers(student)) if chosen else {}
     wider = [
         replace(rule, match=glob.escape(name), activations=WIDE)
         for layers in chosen
@@ -102,16 +104,18 @@ def widen(
         recipe = replace(recipe, rules=(*recipe.rules, *wider))
         student = quantize(model, recipe)
         calibrate(student, batches, progress=progress)
-        after = relative_error(_outputs(student, held_out), target)
+        after = relative_error(outputs_of(student, held_out), target)
     rows = tuple(Sensitivity(layers, error, layers in chosen) for error, layers in found)
     return recipe, Widening(before, after, rows)
 
 
-def relative_error(outputs: Tensor, target: Tensor) -> float:
-    """Mean squared difference over the variance of the target."""
-    return float(((outputs - target) ** 2).mean() / target.var().clamp(min=1e-30))
+def relative_error(outputs: list[Tensor], target: list[Tensor]) -> float:
+    """Mean squared difference over the variance of the target; both batch by batch."""
+    found, wanted = (torch.cat([one.double().flatten() for one in every]) for every in (outputs, target))
+    return float(((found - wanted) ** 2).mean() / wanted.var(correction=0).clamp(min=1e-30))
 
 
-def _outputs(model: nn.Module, batches: list[Batch]) -> Tensor:
+def outputs_of(model: nn.Module, batches: list[Batch]) -> list[Tensor]:
+    """What a model returns, batch by batch."""
     with torch.no_grad():
-        return torch.cat([output_tensor(call(model, batch)) for batch in batches])
+        return [output_tensor(call(model, batch)) for batch in batches]
