@@ -31,6 +31,7 @@ from lowbit.layers import Quantized
 from lowbit.pilot import statistics
 from lowbit.pilot.record import LayerRow, ObstacleRow, Trial, VerificationRow, read
 from lowbit.post_training.levels import Level, post_train
+from lowbit.post_training.segments import float_twin
 from lowbit.progress import track
 from lowbit.quantization import Coverage, coverage, origin
 from lowbit.quantizer import Quantizer
@@ -175,7 +176,7 @@ def _measure(
         macs=costs.macs,
         bops=costs.bops,
         activation_bytes=costs.activation_bytes,
-        layers=_layer_rows(student, costs, covered, verification),
+        layers=_layer_rows(student, float_twin(model, student), costs, covered, verification),
         verification=VerificationRow(
             settings.runtime,
             len(outputs),
@@ -233,7 +234,9 @@ def _baseline(folder: Path) -> Array:
         return np.asarray(np.load(path, allow_pickle=False))
 
 
-def _layer_rows(student: nn.Module, costs: Cost, covered: Coverage, verified: Verification) -> tuple[LayerRow, ...]:
+def _layer_rows(
+    student: nn.Module, twin: nn.Module, costs: Cost, covered: Coverage, verified: Verification
+) -> tuple[LayerRow, ...]:
     rows = {row.name: row for row in covered.layers}
     result = []
     for layer in costs.layers:
@@ -251,7 +254,7 @@ def _layer_rows(student: nn.Module, costs: Cost, covered: Coverage, verified: Ve
                 layer.macs,
                 layer.bops,
                 layer.weight_bytes,
-                _sqnr(student.get_submodule(layer.name)),
+                _sqnr(student.get_submodule(layer.name), twin.get_submodule(layer.name)),
                 kernel,
                 reason,
             )
@@ -259,12 +262,12 @@ def _layer_rows(student: nn.Module, costs: Cost, covered: Coverage, verified: Ve
     return tuple(result)
 
 
-def _sqnr(layer: nn.Module) -> float | None:
+def _sqnr(layer: nn.Module, twin: nn.Module) -> float | None:
     """Signal to quantization noise ratio of a layer's weights in dB; None for float weights or exact ones."""
     if not isinstance(layer, Quantized) or not isinstance(layer.weight_quantizer, Quantizer):
         return None
     with torch.no_grad():
-        weight = layer.layer.get_parameter("weight").double()
+        weight = twin.get_parameter("weight").double()
         noise = float(((layer.weight.double() - weight) ** 2).sum())
         signal = float((weight**2).sum())
     return 10 * math.log10(signal / noise) if noise > 0 and signal > 0 else None
