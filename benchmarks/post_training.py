@@ -66,7 +66,8 @@ def row(setting: Setting, tool: str, network: str, bits: tuple[int, int], draw: 
     """The figures of one tool: those kept, if its code is the same, else measured now in a process of its own."""
     ours = tool.startswith("lowbit")
     script = HERE / ("_ours.py" if ours else "_peers.py")
-    made_by = [script, *(sorted(SOURCE.rglob("*.py")) + sorted(SOURCE.rglob("*.cpp")) if ours else [])]
+    made_by = [script, HERE / "_peers.py", HERE / "_mobilenet.py", HERE / "peers.txt", setting.weights(network)]
+    made_by += [*sorted(SOURCE.rglob("*.py")), *sorted(SOURCE.rglob("*.cpp"))] if ours else []
     code = hashlib.sha256(b"".join(path.read_bytes() for path in made_by)).hexdigest()[:12]
     limit = ["--test-limit", "1000"] if setting.quick else []
     name = f"{tool.replace(' ', '-')}-{network}-w{bits[0]}a{bits[1]}-{draw}{'-quick' if limit else ''}"
@@ -139,7 +140,10 @@ def times(setting: Setting) -> None:
 
 def latency(setting: Setting, network: str) -> None:
     """The files of draw 0, call by call in turn: ratios of medians within one run."""
-    ours = {f"lowbit w{w}a{a}": row(setting, "lowbit fast", network, (w, a), 0) for w, a in CONFIGURATIONS[:5]}
+    ours = {
+        f"lowbit w{w}a{a}": row(setting, "lowbit fast", network, (w, a), 0)
+        for w, a in CONFIGURATIONS[: 1 if setting.quick else None]
+    }
     peers = {name: row(setting, name, network, (8, 8), 0) for name in ("onnxruntime", "nncf") if setting.peers}
     for runtime in ("onnxruntime", "openvino"):
         files = {n: Path(r["file"]) for n, r in {**ours, **peers}.items() if _reads(runtime, n)}

@@ -143,6 +143,11 @@ def output_granularity(layer: nn.Module, granularity: Granularity) -> Granularit
     return granularity
 
 
+def channel_axis(layer: nn.Module) -> int:
+    """The axis of channels in a layer's input and output, counted from the end."""
+    return -1 if isinstance(layer, nn.Linear) else -1 - len(layer.kernel_size)  # type: ignore[arg-type]
+
+
 def why_not(layer: nn.Module) -> str:
     """Why this layer cannot be wrapped, empty if it can."""
     if parametrize.is_parametrized(layer):

@@ -14,7 +14,7 @@ import torch
 from torch import fx, nn
 
 from lowbit import graph
-from lowbit.batches import Batches, call, inputs_of, size_of
+from lowbit.batches import Batch, Batches, call, inputs_of, size_of
 from lowbit.errors import CalibrationError, DataWarning, LayerError
 from lowbit.inputs import InputStatistics, InputWatch
 from lowbit.layers import (
@@ -135,11 +135,16 @@ def calibrate(student: nn.Module, batches: Batches, *, progress: bool = True) ->
         CalibrationError: no batches, NaN or infinite activations, or a quantizer that saw no data.
     """
     quantizers = activation_quantizers(student)
-    if not quantizers:
+    if not quantizers:  # nothing to run for, but what the inputs are is noted
+        inputs, count, digest = InputWatch(), 0, hashlib.sha256()
+        for batch in batches:
+            count += _note_inputs(batch, inputs, digest)
+        found = inputs.statistics()
+        note(student, calibration_samples=count, calibration_hash=digest.hexdigest() if count else "", inputs=found)
         return
     training = student.training
     try:
-        samples, digest, inputs = _watch(student.eval(), quantizers.values(), batches, progress)
+        samples, hashed, seen = _watch(student.eval(), quantizers.values(), batches, progress)
         for name, quantizer in list(quantizers.items()):
             if quantizer.reads_integers and isinstance(student, fx.GraphModule):
                 graph.remove(student, name)
@@ -150,7 +155,7 @@ def calibrate(student: nn.Module, batches: Batches, *, progress: bool = True) ->
         _warn_of_outliers(quantizers)
         for quantizer in quantizers.values():
             quantizer.fit_histogram()
-        note(student, calibration_samples=samples, calibration_hash=digest, inputs=inputs)
+        note(student, calibration_samples=samples, calibration_hash=hashed, inputs=seen)
     finally:
         for quantizer in quantizers.values():
             quantizer.histogram = None
@@ -179,14 +184,19 @@ def _watch(
     with torch.no_grad():
         for batch in track(batches, "calibrate", show=progress):
             call(student, batch)
-            samples += size_of(batch)
-            inputs.add(batch)
-            args, kwargs = inputs_of(batch)
-            for tensor in (*args, *kwargs.values()):
-                digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+            samples += _note_inputs(batch, inputs, digest)
     if not samples:
         raise CalibrationError("calibration got no batches; give at least one")
     return samples, digest.hexdigest(), inputs.statistics()
+
+
+def _note_inputs(batch: Batch, inputs: InputWatch, digest: hashlib._Hash) -> int:
+    """Take a batch into the statistics and the hash; its number of samples."""
+    inputs.add(batch)
+    args, kwargs = inputs_of(batch)
+    for tensor in (*args, *kwargs.values()):
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return size_of(batch)
 
 
 def freeze(student: nn.Module) -> nn.Module:

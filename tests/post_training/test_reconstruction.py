@@ -13,7 +13,7 @@ from lowbit import models
 from lowbit.errors import CalibrationError
 from lowbit.formats import Int
 from lowbit.layers import Quantized
-from lowbit.post_training.learning import Rounding
+from lowbit.post_training.learning import RoundingRule
 from lowbit.post_training.reconstruction import reconstruct, tune
 from lowbit.quantization import calibrate, freeze, origin, quantize
 from lowbit.quantizer import Quantizer
@@ -94,7 +94,7 @@ def test_adaround_chooses_one_of_two_neighbors(weights: str) -> None:
 
 
 @pytest.mark.parametrize("rounding", ["free", "adaround"])
-def test_blocks_are_told(rounding: Rounding) -> None:
+def test_blocks_are_told(rounding: RoundingRule) -> None:
     student, model, batches = prepared(COARSE)
     _, told = reconstruct(student, model, batches, rounding=rounding, steps=100, progress=False)
     assert [block.layers for block in told.blocks] == [("linear1",), ("linear2",), ("head",)]

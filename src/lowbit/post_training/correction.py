@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from lowbit.batches import Batches
 from lowbit.formats import Block
 from lowbit.granularity import PerChannel
-from lowbit.layers import TRANSPOSED, Quantized, output_granularity
+from lowbit.layers import TRANSPOSED, Quantized, channel_axis, output_granularity
 from lowbit.post_training.segments import Value, float_twin, run, walk, working_copy
 from lowbit.quantization import note
 from lowbit.quantizer import Quantizer
@@ -77,7 +77,7 @@ def correct_moments(
         for name, layer in segment.layers.items():
             if isinstance(layer.layer, nn.Embedding) or not isinstance(layer.weight_quantizer, Quantizer | None):
                 continue
-            axis = _channel_axis(layer.layer)
+            axis = channel_axis(layer.layer)
             want = _moments(twin.get_submodule(name), segment.twin, segment.twin_inputs, axis)
             got = _moments(layer, segment.student, segment.inputs, axis)
             if got is None or want is None:  # the calibration samples do not reach this layer
@@ -113,10 +113,6 @@ def _correct(
         layer.weight_quantizer.scale.data.mul_(factor.float())
     shift = float((want - got).abs().max()) / (deviation or 1.0)
     return CorrectedLayer(name, shift, float(factor.min()), float(factor.max()))
-
-
-def _channel_axis(layer: nn.Module) -> int:
-    return -1 if isinstance(layer, nn.Linear) else -1 - len(layer.kernel_size)  # type: ignore[arg-type]
 
 
 def _moments(layer: nn.Module, part: nn.Module, inputs: list[Value], axis: int) -> tuple[Tensor, Tensor] | None:

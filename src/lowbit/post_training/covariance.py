@@ -24,7 +24,7 @@ SUPPORTED = (nn.Linear, nn.Conv1d, nn.Conv2d)
 
 @dataclass(frozen=True)
 class Covariance:
-    """Mean products of inputs, `[groups, inputs, inputs]`, float64: of the student's x, and of the float twin's y."""
+    """Mean products of inputs, `[groups, inputs, inputs]`: of the student's x, and of the float twin's y."""
 
     student: Tensor
     cross: Tensor

@@ -30,7 +30,7 @@ from torch import Tensor, fx, nn
 from lowbit import graph
 from lowbit.batches import Batches, call
 from lowbit.errors import CalibrationError, LayerError
-from lowbit.layers import CONVOLUTIONS, why_not
+from lowbit.layers import CONVOLUTIONS, channel_axis, why_not
 from lowbit.progress import track
 
 # what lets a positive factor of a channel through, and keeps channels apart
@@ -77,8 +77,7 @@ def equalize(
         raise LayerError(f"{type(model).__name__} cannot be equalized: its graph cannot be traced ({traced})")
     graph.fold_batchnorm(traced)
     pairs = _pairs(traced)
-    watched = {first for first, _ in pairs}
-    written = {} if batches is None else _activation_ranges(traced, watched, batches, progress)
+    written = {} if batches is None else _activation_ranges(traced, pairs, batches, progress)
     layers = {name: traced.get_submodule(name) for pair in pairs for name in pair}
     before = {pair: _spread(_ranges(layers, pair, written)) for pair in pairs}
     for _ in range(_SWEEPS):
@@ -158,23 +157,24 @@ def _spread(ranges: tuple[Tensor, Tensor]) -> float:
     return float(alive.max() / alive.min()) if len(alive) else 1.0
 
 
-def _activation_ranges(traced: fx.GraphModule, names: set[str], batches: Batches, progress: bool) -> dict[str, Tensor]:
-    """The largest output magnitude of each channel of some layers."""
+def _activation_ranges(
+    traced: fx.GraphModule, pairs: list[tuple[str, str]], batches: Batches, progress: bool
+) -> dict[str, Tensor]:
+    """The largest magnitude of each channel that the second layer of a pair reads, by the name of the first."""
     ranges: dict[str, Tensor] = {}
-    seen = False
 
-    def watch(name: str, axis: int) -> Callable[[nn.Module, object, Tensor], None]:
-        def hook(_: nn.Module, args: object, output: Tensor) -> None:
-            now = output.detach().movedim(axis, 0).flatten(1).abs().amax(1)
+    def watch(name: str, axis: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+            now = args[0].detach().movedim(axis, 0).flatten(1).abs().amax(1)
             ranges[name] = torch.maximum(ranges[name], now) if name in ranges else now
 
         return hook
 
     hooks = []
-    for name in names:
-        layer = traced.get_submodule(name)
-        axis = -1 if isinstance(layer, nn.Linear) else -1 - len(layer.kernel_size)  # type: ignore[arg-type]
-        hooks.append(layer.register_forward_hook(watch(name, axis)))
+    for first, second in pairs:
+        reader = traced.get_submodule(second)
+        hooks.append(reader.register_forward_pre_hook(watch(first, channel_axis(reader))))
+    seen = False
     try:
         with torch.no_grad():
             for batch in track(batches, "watch activations", show=progress):

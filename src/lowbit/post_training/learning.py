@@ -21,7 +21,7 @@ from lowbit.layers import Quantized
 from lowbit.post_training.segments import Value
 from lowbit.quantizer import Quantizer
 
-Rounding = Literal["free", "adaround"]
+RoundingRule = Literal["free", "adaround"]
 _WEIGHT_RATE, _SCALE_RATE, _BIAS_RATE, _ADAROUND_RATE = 6e-3, 1e-3, 2e-3, 1e-2
 _LAMBDA = 1e-2
 
@@ -92,7 +92,7 @@ class Learner:
     """What learns in some layers and activation quantizers, and the optimizer that moves it."""
 
     def __init__(
-        self, layers: dict[str, Quantized], quantizers: Iterable[Quantizer], rounding: Rounding, steps: int
+        self, layers: dict[str, Quantized], quantizers: Iterable[Quantizer], rounding: RoundingRule, steps: int
     ) -> None:
         self.steps, self.done, self.soft = steps, 0, []
         self.learnables = [_scale(q) for q in quantizers]
@@ -117,9 +117,12 @@ class Learner:
                 size = layer.bias.detach().abs().mean().clamp(min=1e-8)
                 self.learnables.append(_Learnable(layer.bias, size.expand_as(layer.bias).clone(), _BIAS_RATE))
         groups = [{"params": [one.change], "lr": one.rate} for one in self.learnables]
+        if not groups:
+            return
         self.adam = torch.optim.Adam(groups, betas=(0.9, 0.99))
+        rates, warmup = [one.rate for one in self.learnables], max(0.1, 2 / (steps + 1))
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
-            self.adam, max_lr=[one.rate for one in self.learnables], total_steps=steps + 1, pct_start=0.1
+            self.adam, max_lr=rates, total_steps=steps + 1, pct_start=warmup
         )
 
     def step(self, loss: Tensor) -> None:

@@ -14,6 +14,7 @@ out: it calibrates nothing and measures what each step gained. `choose_ranges`, 
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -41,7 +42,8 @@ class Step:
     """One step and how close the student's outputs then came to the float model's on held-out inputs.
 
     `error` is the squared difference relative to the outputs' variance; `agreement` the share of samples whose largest
-    output is the same, None where outputs are no class scores (`[N, C]` with C > 1).
+    output is the same, None where outputs are no class scores (`[N, C]` with C > 1). Level ``fast`` holds nothing
+    out and measures neither: its error is NaN.
     """
 
     name: str
@@ -60,7 +62,7 @@ class PostTraining:
 
     def __str__(self) -> str:
         """The steps and what they gained, without times, which differ from run to run."""
-        if len(self.steps) == 1:
+        if math.isnan(self.steps[0].error):
             return self.steps[0].name
         scores = self.steps[0].agreement is not None
         told = [f"{s.name} {s.agreement:.1%}" if scores else f"{s.name} {s.error:.4f}" for s in self.steps]
@@ -83,7 +85,8 @@ def post_train(
     Args:
         model: a trained float network; it is not changed.
         recipe: what happens to which layer.
-        batches: inputs in any batch form; a few hundred samples or more. ``fast`` streams them, the others hold them.
+        batches: inputs in any batch form; a few hundred samples or more. ``fast`` streams them, unless it is to
+            widen; the others hold them.
         level: how much time it may take.
         widen_most: let so many tensors at most go to 16 bits where that brings the outputs closer; see `widen`.
         seed: draws the batches of `tune`.
@@ -104,7 +107,7 @@ def post_train(
     if len(held) < 2:
         raise CalibrationError(
             f"got {len(held)} batches, expected at least 2: every eighth is held out to measure what each step gains; "
-            "give the samples in smaller batches"
+            "give more samples, or smaller batches, or use level 'fast'"
         )
     held_out = held[::8]
     calibrating = [batch for i, batch in enumerate(held) if i % 8]

@@ -11,12 +11,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import get_args
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lowbit.batches import Batches
 from lowbit.post_training.segments import float_twin, quantizers_in, walk, working_copy
+from lowbit.post_training.sensitivity import relative_error
 from lowbit.quantization import activation_quantizers, calibrate, note
 from lowbit.quantizer import Quantizer
 from lowbit.scales import ScaleRule
@@ -68,14 +67,13 @@ def choose_ranges(
         _use(quantizer, own[name], calibrated[own[name]][name])
     rows = []
     for segment in walk(student, float_twin(model, student), held_out, "choose ranges", progress=progress):
-        target = torch.cat(segment.targets())
-        variance = float(target.var()) or 1.0
+        target = segment.targets()
         for quantizer in quantizers_in(segment.student):
             name = names[quantizer]
             errors = {}
             for rule in RULES:
                 _use(quantizer, rule, calibrated[rule][name])
-                errors[rule] = float(F.mse_loss(torch.cat(segment.outputs()), target)) / variance
+                errors[rule] = relative_error(segment.outputs(), target)
             best = min(RULES, key=lambda rule: errors[rule])
             _use(quantizer, best, calibrated[best][name])
             rows.append(ChosenRange(name, best, {str(rule): error for rule, error in errors.items()}))

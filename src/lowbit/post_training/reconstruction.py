@@ -6,7 +6,7 @@ No labels are needed: a block of the student learns to return what the same bloc
 each weight chooses between its two neighbors on the grid, as in the papers:
 
     w = s * clamp(floor(w / s) + h(V)),    h(V) = clamp(sigmoid(V) * 1.2 - 0.1, 0, 1)
-    loss = |output - target|^2 + lambda * sum(1 - |2 h(V) - 1|^beta),    beta annealed from 20 to 2
+    loss = |output - target|^2 + lambda * mean(1 - |2 h(V) - 1|^beta),    beta annealed from 20 to 2
 
 With ``free`` weights, scales and biases all move, and rounding stays to nearest with the straight-through gradient:
 at 3 bits and fewer the best grid point is often not a neighbor. `tune` lets all blocks learn together, each still held
@@ -21,11 +21,12 @@ References:
     https://arxiv.org/abs/2102.05426, section 3.2.
 
 Differs from the papers: the error is the plain mean square, without BRECQ's Fisher weights, relative to the variance of
-the target, so that one lambda fits all blocks; scales of activations learn along with the weights.
+the target, and the regularizer a mean, so that one lambda fits all blocks; scales of activations learn too.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import get_args
 
@@ -35,7 +36,7 @@ from torch import Tensor, nn
 
 from lowbit.batches import Batches
 from lowbit.errors import RecipeError
-from lowbit.post_training.learning import Learner, Rounding, Samples, draws
+from lowbit.post_training.learning import Learner, RoundingRule, Samples, draws
 from lowbit.post_training.segments import Value, float_twin, parts, quantizers_in, run, walk, working_copy
 from lowbit.progress import track
 from lowbit.quantization import activation_quantizers, note
@@ -70,7 +71,7 @@ def reconstruct(
     model: nn.Module,
     batches: Batches,
     *,
-    rounding: Rounding = "free",
+    rounding: RoundingRule = "free",
     steps: int = 200,
     batch_size: int = 32,
     seed: int = 0,
@@ -78,7 +79,8 @@ def reconstruct(
 ) -> tuple[nn.Module, Reconstruction]:
     """A copy of `student` whose blocks, one after the other, learned to return what the float model's return.
 
-    A block that does not come closer on all samples is left as it was.
+    A block that does not come closer on all samples is left as it was, and so is one with nothing to learn, or that
+    changes the first dimension, so that no samples can be drawn.
 
     Args:
         student: a calibrated student.
@@ -95,8 +97,8 @@ def reconstruct(
         CalibrationError: no batches, samples of different shapes, or activations without a scale.
         RecipeError: there is no such rounding.
     """
-    if rounding not in get_args(Rounding):
-        raise RecipeError(f"rounding {rounding!r} is unknown; expected {', '.join(get_args(Rounding))}")
+    if rounding not in get_args(RoundingRule):
+        raise RecipeError(f"rounding {rounding!r} is unknown; expected {', '.join(get_args(RoundingRule))}")
     student = working_copy(student)
     twin = float_twin(model, student)
     generator = torch.Generator().manual_seed(seed)
@@ -111,6 +113,9 @@ def reconstruct(
 
         before = float(error(torch.cat(segment.outputs()), targets))
         learner = Learner(segment.layers, quantizers_in(segment.student), rounding, steps)
+        if not learner.learnables or len(inputs) != len(targets):
+            rows.append(LearnedBlock(tuple(segment.layers), before, before))
+            continue
         for rows_now in draws(len(targets), batch_size, steps, generator):
             next(ticks)
             loss = error(run(segment.student, inputs[rows_now]), targets[rows_now])
@@ -137,7 +142,8 @@ def tune(
 ) -> tuple[nn.Module, Tuning]:
     """A copy of `student` whose blocks all learned at once to return what the float model's return.
 
-    The loss is the mean over blocks of the squared error relative to the target's variance, plus that of the outputs.
+    The loss sums squared errors relative to the target's variance: that of the outputs, and those of the blocks before
+    them, each divided by the number of blocks.
 
     Args:
         student: a calibrated student.
@@ -158,7 +164,7 @@ def tune(
     layers = {name: layer for of_block, _, _ in blocks for name, layer in of_block.items()}
 
     every = torch.split(torch.arange(len(inputs)), batch_size)
-    variances = _variances([part for _, _, part in blocks], [inputs[rows] for rows in every])
+    variances = _variances([part for _, _, part in blocks], (inputs[rows] for rows in every))
 
     def loss(rows: Tensor) -> Tensor:
         value = wanted = inputs[rows]
@@ -174,6 +180,8 @@ def tune(
     with torch.no_grad():
         before = sum(float(loss(rows)) * len(rows) for rows in every) / len(inputs)
     learner = Learner(layers, activation_quantizers(student).values(), "free", steps)
+    if not learner.learnables:
+        return student, Tuning(before, before)
     generator = torch.Generator().manual_seed(seed)
     drawn = list(draws(len(inputs), batch_size, steps, generator))
     for rows in track(drawn, "tune the whole network", show=progress):
@@ -185,7 +193,7 @@ def tune(
     return student, Tuning(before, after)
 
 
-def _variances(blocks: list[nn.Module], inputs: list[Value]) -> list[float]:
+def _variances(blocks: list[nn.Module], inputs: Iterable[Value]) -> list[float]:
     """Variance of the outputs of each of a float network's blocks over all samples; 1 for constant ones."""
     sums = torch.zeros(len(blocks), 3, dtype=torch.float64)
     with torch.no_grad():

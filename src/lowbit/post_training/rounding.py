@@ -10,7 +10,7 @@ what it is off by is spread over the columns still to come, in the proportions t
 
 Layers are rounded in the order in which they run, each on the inputs x that the layers before it, already rounded,
 send. The float network has other inputs y there, so the weights W that suit y are not the best for x. The least squares
-fit of W y by W* x is W* = W E[y x^T] (H + damping)^-1; what is rounded lies between the two:
+fit of W y by W* x, damped toward W, is W* = W (E[y x^T] + damping) (H + damping)^-1; what is rounded lies between:
 
     target = (1 - refit) W + refit W*
 

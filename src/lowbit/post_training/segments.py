@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +22,7 @@ from torch import Tensor, fx, nn
 from lowbit import graph
 from lowbit.batches import Batches, call, inputs_of, output_tensor
 from lowbit.errors import CalibrationError
-from lowbit.layers import Quantized
+from lowbit.layers import Quantized, turn_off_fused_paths
 from lowbit.progress import track
 from lowbit.quantization import activation_quantizers, origin
 from lowbit.quantizer import Quantizer
@@ -33,6 +33,7 @@ Value = object  # what enters a block: a batch for the first, a tensor for every
 def float_twin(model: nn.Module, student: nn.Module) -> nn.Module:
     """A copy of a float model in the form that `quantize` gave its student: traced, with BatchNorms folded."""
     twin = copy.deepcopy(model).eval()
+    turn_off_fused_paths(twin)
     traced = graph.trace(twin)
     if isinstance(traced, str):
         return twin
@@ -89,10 +90,12 @@ def walk(
     if not inputs:
         raise CalibrationError(f"{what}: got no batches; give at least one (a list, not a used-up generator)")
     twin_inputs = inputs
-    for layers, part, twin_part in track(parts(student, twin), what, show=progress):
+    blocks = parts(student, twin)
+    for i, (layers, part, twin_part) in enumerate(track(blocks, what, show=progress), start=1):
         segment = Segment(layers, part, twin_part, inputs, twin_inputs)
         yield segment
-        inputs, twin_inputs = [*segment.outputs()], [*segment.targets()]
+        if i < len(blocks):
+            inputs, twin_inputs = [*segment.outputs()], [*segment.targets()]
 
 
 def _run(part: nn.Module, inputs: list[Value]) -> list[Tensor]:
@@ -101,10 +104,22 @@ def _run(part: nn.Module, inputs: list[Value]) -> list[Tensor]:
 
 
 def run(part: nn.Module, value: Value) -> Tensor:
-    """A block applied to what enters it."""
+    """A block applied to what enters it, which stays as it is: models may work in place."""
+    value = _cloned(value)
     if isinstance(part, _Part):
         return output_tensor(part(value))
     return output_tensor(call(part, value))  # type: ignore[arg-type]
+
+
+def _cloned(value: Value) -> Value:
+    match value:
+        case Tensor():
+            return value.clone()
+        case Mapping():
+            return {k: v.clone() if isinstance(v, Tensor) else v for k, v in value.items()}
+        case Sequence():
+            return [value[0].clone(), *value[1:]]
+    return value
 
 
 def parts(student: nn.Module, twin: nn.Module) -> list[tuple[dict[str, Quantized], nn.Module, nn.Module]]:
@@ -145,7 +160,7 @@ def _grouped(student: fx.GraphModule, names: set[str], layers: dict[str, Quantiz
     chosen: list[str] = []
     candidate, seen = "", False
     for node in student.graph.nodes:
-        if node.op == "call_module" and node.target in layers:
+        if node.op == "call_module" and _inside(str(node.target), layers):
             if candidate:
                 chosen.append(candidate)
             candidate, seen = "", True
@@ -194,7 +209,12 @@ def _split(traced: fx.GraphModule, ends: list[str]) -> list[_Part]:
 
 
 def _layers_in(part: _Part, layers: dict[str, Quantized]) -> dict[str, Quantized]:
-    return {str(n.target): layers[str(n.target)] for n in part.nodes if n.op == "call_module" and n.target in layers}
+    return {name: m for n in part.nodes if n.op == "call_module" for name, m in _inside(str(n.target), layers).items()}
+
+
+def _inside(target: str, layers: dict[str, Quantized]) -> dict[str, Quantized]:
+    """A called module that is one of the layers, or those in it (fx does not look into torch's Transformer layers)."""
+    return {name: layer for name, layer in layers.items() if f"{name}.".startswith(f"{target}.")}
 
 
 def quantizers_in(part: nn.Module) -> list[Quantizer]:
@@ -203,6 +223,5 @@ def quantizers_in(part: nn.Module) -> list[Quantizer]:
     if nodes is None:
         return [*activation_quantizers(part).values()]
     (whole,) = part.whole  # type: ignore[misc]
-    modules = [whole.get_submodule(str(n.target)) for n in nodes if n.op == "call_module"]
-    own = [m.input_quantizer for m in modules if isinstance(m, Quantized) and m.input_quantizer is not None]
-    return [m for m in modules if isinstance(m, Quantizer)] + own
+    called = dict.fromkeys(str(n.target) for n in nodes if n.op == "call_module")
+    return [q for target in called for q in activation_quantizers(whole.get_submodule(target)).values()]
