@@ -6,6 +6,7 @@ memory the operating system reports. CIFAR-10 training images where they are, el
 
 from __future__ import annotations
 
+import itertools
 import resource
 import subprocess
 import sys
@@ -61,7 +62,7 @@ def _child(count: int, data: Path) -> None:
     student, _ = lb.post_train(network, lb.Recipe.uniform("int8", "int8"), images, level="fast", progress=False)
     with tempfile.TemporaryDirectory() as folder:
         exported = lb.export_onnx(student, Path(folder, "model.onnx"), torch.zeros(2, 3, 32, 32))
-        lb.verify(exported, images, progress=False)
+        lb.verify(exported, list(itertools.islice(images, 4)), progress=False)  # on 400, as many for any count
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter() - began)
 
 

@@ -146,7 +146,7 @@ def latency(setting: Setting, network: str) -> None:
     }
     peers = {name: row(setting, name, network, (8, 8), 0) for name in ("onnxruntime", "nncf") if setting.peers}
     for runtime in ("onnxruntime", "openvino"):
-        files = {n: Path(r["file"]) for n, r in {**ours, **peers}.items() if _reads(runtime, n)}
+        files = {n: Path(r["file"]) for n, r in {**ours, **peers}.items() if _reads(runtime, n, network)}
         for batch in (1, 32):
             calls = {name: _call(path, runtime, batch) for name, path in files.items()}
             times: dict[str, list[float]] = {name: [] for name in calls}
@@ -170,9 +170,11 @@ def latency(setting: Setting, network: str) -> None:
                     emit(f"{about}: over lowbit w8a8", float(against), "x", target)
 
 
-def _reads(runtime: str, name: str) -> bool:
+def _reads(runtime: str, name: str, network: str) -> bool:
     if runtime == "onnxruntime":
         return name != "nncf"
+    if (network, name) == ("mobilenet_v2", "nncf"):
+        return False  # running NNCF 3.4.0's file of this network ends OpenVINO 2026.4.1 with a segmentation fault
     return name not in ("onnxruntime", "lowbit w2a8")  # OpenVINO does not read 2-bit storage
 
 
