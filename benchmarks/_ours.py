@@ -9,7 +9,6 @@ import argparse
 import json
 import resource
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ import torch
 
 import _mobilenet
 import lowbit as lb
-from _peers import BATCH, CALIBRATION, NETWORKS, top1
+from _peers import BATCH, CALIBRATION, NETWORKS, arguments, top1
 from lowbit import models
 from lowbit.data import open_data
 from lowbit.export.runtime import arrays, open_session
@@ -79,17 +78,8 @@ def _measure(asked: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     """Print the JSON line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = arguments(__doc__ or "")
     parser.add_argument("--level", choices=LEVELS, required=True)
-    parser.add_argument("--weights-bits", type=int, required=True)
-    parser.add_argument("--activation-bits", type=int, required=True)
-    parser.add_argument("--network", required=True, choices=NETWORKS)
-    parser.add_argument("--weights", type=Path, required=True)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--draw", type=int, default=0)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--test-limit", type=int)
-    parser.add_argument("--threads", type=int, default=2)
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     asked.out.mkdir(parents=True, exist_ok=True)

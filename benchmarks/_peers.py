@@ -466,10 +466,9 @@ def _measure(asked: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    """Print the JSON line, and nothing else on standard output."""
-    parser = argparse.ArgumentParser(description=inspect.cleandoc(__doc__ or "").splitlines()[0])
-    parser.add_argument("--peer", required=True, choices=PEERS)
+def arguments(description: str) -> argparse.ArgumentParser:
+    """What every tool is asked: which network, bits and images, and where results go."""
+    parser = argparse.ArgumentParser(description=inspect.cleandoc(description).splitlines()[0])
     parser.add_argument("--weights-bits", type=int, required=True)
     parser.add_argument("--activation-bits", type=int, required=True)
     parser.add_argument("--network", required=True, choices=NETWORKS)
@@ -479,6 +478,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--test-limit", type=int)
     parser.add_argument("--threads", type=int, default=2)
+    return parser
+
+
+def main() -> None:
+    """Print the JSON line, and nothing else on standard output."""
+    parser = arguments(__doc__ or "")
+    parser.add_argument("--peer", required=True, choices=PEERS)
     parser.add_argument("--validation", action="store_true", help="evaluate on held-out training images")
     parser.add_argument("--settings", type=json.loads, default={}, help="JSON: other settings than the chosen ones")
     asked = parser.parse_args()

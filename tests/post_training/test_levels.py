@@ -215,3 +215,13 @@ def test_images_of_several_sizes() -> None:
         post_train(model, RECIPE, batches, progress=False)
     except CalibrationError as error:
         assert "shape" in str(error)  # noqa: PT017
+
+
+def test_widened_layers_are_told() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3)).eval(), torch.randn(64, 6)
+    recipe = Recipe.uniform("int8", "int2")
+    _, did = post_train(model, recipe, list(torch.split(x, 8)), level="fast", widen_most=1, progress=False)
+    assert did.widening is not None
+    (wide,) = [tensor for tensor in did.widening.tensors if tensor.widened]
+    assert str(did).endswith(f"16-bit inputs for {wide.layers[0]}")

@@ -61,13 +61,16 @@ class PostTraining:
     widening: Widening | None
 
     def __str__(self) -> str:
-        """The steps and what they gained, without times, which differ from run to run."""
+        """The steps and what they gained, without times, which differ from run to run; the layers that were widened."""
         if math.isnan(self.steps[0].error):
             return self.steps[0].name
         scores = self.steps[0].agreement is not None
         told = [f"{s.name} {s.agreement:.1%}" if scores else f"{s.name} {s.error:.4f}" for s in self.steps]
         what = "same prediction as the float model" if scores else "squared error relative to the outputs' variance"
-        return f"{', '.join(told)} ({what}, on held-out inputs)"
+        tensors = self.widening.tensors if self.widening else ()
+        wide = [name for tensor in tensors if tensor.widened for name in tensor.layers]
+        widened = f"; 16-bit inputs for {', '.join(wide)}" if wide else ""
+        return f"{', '.join(told)} ({what}, on held-out inputs){widened}"
 
 
 def post_train(
