@@ -147,6 +147,7 @@ def test_what_stays_float_counts_32_bits(weights: str | None, activations: str |
         ("int3", "channel", 120 + 4 * 5),
         ("ternary", "channel", 80 + 4 * 5),
         ("binary", "tensor", 40 + 4),
+        ("mid2", "channel", 80 + 4 * 5),
         ("e2m1", "channel", 160 + 4 * 5),
         ("e3m2", "tensor", 240 + 4),
         ("int16", "tensor", 640 + 4),

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lowbit.errors import FormatError
-from lowbit.formats import EXAMPLES, NVFP4, Binary, Block, Float, Format, Int, Ternary, pack, parse, unpack
+from lowbit.formats import EXAMPLES, NVFP4, Binary, Block, Float, Format, Int, MidRise, Ternary, pack, parse, unpack
 
 ML_FLOATS: dict[str, Any] = {
     "e5m2": ml_dtypes.float8_e5m2,
@@ -47,10 +47,11 @@ ML_INTS: dict[str, Any] = {
 WITH_NAN = [name for name in ML_FLOATS if parse(name).bits >= 8]
 INTS = [Int(b, signed, False) for b, signed in product((*range(1, 9), 16), (True, False))]
 INTS += [Int(b, narrow=True) for b in (*range(2, 9), 16)]
+MID_RISES = [MidRise(bits) for bits in range(1, 9)]
 # beyond the named ones: no exponent range to speak of, infinity below 8 bits, odd biases, subnormals of float32
 ODD_FLOATS = [Float(1, 1), Float(1, 4, specials="fnuz"), Float(2, 3, specials="ieee"), Float(4, 3, 0, "finite")]
 ODD_FLOATS += [Float(3, 4, 5, "fn"), Float(8, 3, 128, "fn"), Float(4, 3, 145), Float(5, 2, 140, "fnuz")]
-FORMATS = list(dict.fromkeys([*map(parse, EXAMPLES), *INTS, *ODD_FLOATS]))
+FORMATS = list(dict.fromkeys([*map(parse, EXAMPLES), *INTS, *MID_RISES, *ODD_FLOATS]))
 
 
 def probes(format: Format) -> Tensor:
@@ -187,7 +188,7 @@ def nearest(format: Format, z: Tensor) -> Tensor:
     return torch.from_numpy(np.where(up, grid[above], grid[above - 1])).float()
 
 
-@pytest.mark.parametrize("format", [f for f in FORMATS if f != Binary()], ids=str)
+@pytest.mark.parametrize("format", [f for f in FORMATS if f != Binary() and not isinstance(f, MidRise)], ids=str)
 def test_rounding_is_to_nearest_with_ties_to_the_even_code(format: Format) -> None:
     z = probes(format)
     assert torch.equal(format.round(z), nearest(format, z))
@@ -220,6 +221,9 @@ def test_int_codes_equal_ml_dtypes(name: str) -> None:
         (Int(2), [-2, -1, 0, 1]),
         (Int(2, narrow=True), [-1, 0, 1]),
         (Int(3, narrow=True), [-3, -2, -1, 0, 1, 2, 3]),
+        (MidRise(1), [-1, 1]),
+        (MidRise(2), [-3, -1, 1, 3]),
+        (MidRise(3), [-7, -5, -3, -1, 1, 3, 5, 7]),
         (Float(2, 1), [-6, -4, -3, -2, -1.5, -1, -0.5, 0, 0.5, 1, 1.5, 2, 3, 4, 6]),
         (Ternary(), [-1, 0, 1]),
         (Binary(), [-1, 1]),
@@ -246,12 +250,40 @@ def test_binary() -> None:
     assert Binary(signed=False).round(z).tolist() == [0, 0, 0, 0, 0, 1, 1]
 
 
+@pytest.mark.parametrize("format", MID_RISES, ids=str)
+def test_mid_rise_rounds_to_nearest_and_ties_up(format: MidRise) -> None:
+    z = probes(format)
+    z = z[(z >= 0) | (z < -(2.0**-126))]  # half a subnormal may be 0
+    grid = format.values()
+    above = torch.bucketize(z.double(), (grid[1:] + grid[:-1]).double() / 2, right=True)  # at a tie, the upper one
+    assert torch.equal(format.round(z), grid[above])
+    assert torch.equal(format.decode(format.encode(z)), grid[above])
+
+
+@pytest.mark.parametrize("format", MID_RISES, ids=str)
+def test_mid_rise_grid_and_codes(format: MidRise) -> None:
+    """Odd integers, as far as 2^b - 1; the code is (value - 1) / 2 in two's complement."""
+    grid = format.values()
+    assert grid.tolist() == list(range(1 - 2**format.bits, 2**format.bits, 2))
+    assert torch.equal(format.encode(grid).int(), ((grid - 1) / 2).int() & (2**format.bits - 1))
+    assert format.unit == (1.0 if format.bits <= 7 else None)
+
+
+def test_mid_rise_is_its_papers_quantizer() -> None:
+    """DoReFa, equation 9, and EWGS quantize to `2 round((2^b - 1) (w + 1) / 2) / (2^b - 1) - 1` for w in [-1, 1]."""
+    w = torch.rand(4096, generator=torch.Generator().manual_seed(0)).double() * 2 - 1
+    for bits in range(1, 9):
+        format = MidRise(bits)
+        paper = 2 * ((w / 2 + 0.5) * format.max).round() / format.max - 1
+        torch.testing.assert_close(format.round(w * format.max) / format.max, paper, rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("format", [f for f in FORMATS if not isinstance(f, Block)], ids=str)
 def test_scale_puts_amax_on_the_end_of_the_grid(format: Format) -> None:
     amax = torch.tensor([8.0, 0.0, 1e-45])  # the last underflows to a scale of 0 unless that is caught
     scale = format.scale(amax)
     assert scale[0] == amax[0] / max(format.max, -format.min if format.max == 0 else 0)
-    assert scale[1] == 1
+    assert scale[1] == (1 if format.holds_zero else 2.0**-20)
     assert (scale > 0).all()
 
 
@@ -338,6 +370,9 @@ FORMAT_NAMES = {
     "e2m1fn": Float(2, 1, specials="finite"),
     "bf16": Float(8, 7),
     "fp16": Float(5, 10),
+    "mid1": MidRise(1),
+    "mid2": MidRise(2),
+    "mid8": MidRise(8),
     "ternary": Ternary(),
     "ternary:0.7": Ternary(0.7),
     "binary": Binary(),
@@ -363,7 +398,14 @@ def test_examples_round_trip(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "suggestion"),
-    [("itn4", "int4"), ("mxfp5", "mxfp"), ("nvfp", "nvfp4"), ("e4m3fnu", "e4m3fnuz"), ("ternery", "ternary")],
+    [
+        ("itn4", "int4"),
+        ("mxfp5", "mxfp"),
+        ("nvfp", "nvfp4"),
+        ("e4m3fnu", "e4m3fnuz"),
+        ("ternery", "ternary"),
+        ("mid9", "mid2"),
+    ],
 )
 def test_unknown_name_suggests_one(name: str, suggestion: str) -> None:
     with pytest.raises(FormatError, match=f"unknown format '{name}'; did you mean '{suggestion}"):
@@ -387,6 +429,7 @@ def test_unknown_name_suggests_one(name: str, suggestion: str) -> None:
             "uint4-narrow",
             "int4-up",
         ),
+        *("mid", "mid0", "mid9", "mid16", "umid2", "mid2-narrow"),
         *("e0m3", "e4m0", "e9m2", "e8m10", "e1m6", "e4m3b200", "e8m3fn", "e4m3xyz", "ternary:", "ternary:1.2.3"),
         *(
             "ternary:1.5",
@@ -410,6 +453,7 @@ def test_nonsense_names_raise(name: str) -> None:
     [
         *((Int, (bits,)) for bits in (0, -1, 9, 15, 17, 32)),
         *((Int, arguments) for arguments in ((4, False, True), (1, True, True))),
+        *((MidRise, (bits,)) for bits in (0, -1, 9, 16)),
         *((Float, size) for size in ((0, 3), (4, 0), (9, 2), (2, 11), (8, 8), (-1, 4))),
         *((Float, (4, 3, bias)) for bias in (-2, 148, 999)),  # out of float32
         *((Float, (1, 6, -1, "ieee")), (Float, (2, 1, -1, "fn")), (Float, (8, 2, -1, "finite"))),
@@ -445,7 +489,11 @@ blocks = st.builds(Block, floats(), st.integers(2, 4096), st.just("e8m0"), st.bo
 blocks |= st.builds(Block, floats(), st.integers(2, 4096), st.just("e4m3fn"))
 thresholds = st.floats(0, 1 - 2.0**-24)
 formats: st.SearchStrategy[Format] = st.one_of(
-    st.sampled_from(INTS), floats(), st.builds(Ternary, thresholds), st.builds(Binary, st.booleans()), blocks
+    st.sampled_from([*INTS, *MID_RISES]),
+    floats(),
+    st.builds(Ternary, thresholds),
+    st.builds(Binary, st.booleans()),
+    blocks,
 )
 
 
@@ -473,7 +521,10 @@ def test_rounding_is_monotone(format: Format, z: Tensor) -> None:
 @properties
 @given(formats.filter(lambda f: f.min == -f.max), tensors)
 def test_rounding_is_odd_on_symmetric_grids(format: Format, z: Tensor) -> None:
-    z = z[z != 0] if isinstance(format, Binary) else z  # which has no 0
+    if isinstance(format, Binary):  # which has no 0
+        z = z[z != 0]
+    if isinstance(format, MidRise):  # whose ties go up, subnormals among them: half of one may be 0
+        z = z[(z % 2 != 0) & (z.abs() >= 2.0**-126)]
     assert torch.equal(format.round(-z), -format.round(z))
 
 

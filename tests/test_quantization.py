@@ -109,7 +109,7 @@ def test_a_layer_by_itself_is_a_model(kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["ternary", "binary", "int4", "int2", "e4m3fn", "e2m1", "mxfp4", "nvfp4", "int16", "bf16"]
+    "name", ["ternary", "binary", "mid2", "mid8", "int4", "int2", "e4m3fn", "e2m1", "mxfp4", "nvfp4", "int16", "bf16"]
 )
 @pytest.mark.parametrize("kind", ["Linear", "Conv2d", "Embedding"])
 def test_every_weight_format(kind: str, name: str) -> None:
@@ -200,6 +200,7 @@ def test_keyword_arguments_reach_the_layer() -> None:
         ("int4", "mxfp4", PerChannel(), "mxfp4 is a weight format; activations take int2 to int16 or a float"),
         (None, "nvfp4", PerChannel(), "nvfp4 is a weight format"),
         (None, "binary", PerChannel(), "binary is a weight format"),
+        ("mid2", "mid2", PerChannel(), "mid2 is a weight format; activations take int2 to int16 or a float"),
     ],
 )
 @pytest.mark.parametrize("traced", [True, False], ids=["traced", "untraced"])
@@ -462,7 +463,7 @@ def test_new_batches_replace_the_old_scales() -> None:
 # Freezing
 
 
-@pytest.mark.parametrize("weights", ["int8", "int4", "ternary", "binary", "e4m3fn", "e2m1", "mxfp4"])
+@pytest.mark.parametrize("weights", ["int8", "int4", "ternary", "binary", "mid2", "mid8", "e4m3fn", "e2m1", "mxfp4"])
 def test_a_frozen_model_is_its_student_up_to_one_output_code(weights: str) -> None:
     """The last layer is a convolution, so that the output lies on an int8 grid."""
     torch.manual_seed(0)

@@ -25,10 +25,13 @@ INTEGER = [
     "ternary",
     "ternary:0.7",
     "binary",
+    "mid2",
+    "mid3",
+    "mid7",
     "e2m1",
     "e2m3",
 ]
-OTHER = ["int16", "e4m3fn", "e5m2", "e4m3fnuz", "e3m4", "e3m2", "bf16", "fp16"]
+OTHER = ["int16", "mid8", "e4m3fn", "e5m2", "e4m3fnuz", "e3m4", "e3m2", "bf16", "fp16"]
 BLOCKS = ["mxfp4", "mxfp6", "mxfp8", "nvfp4", "mx:e2m1fn:8-up"]
 GRANULARITIES = [PerTensor(), PerChannel(0), PerChannel(1), PerGroup(12), PerGroup(5, ragged=True)]
 
@@ -84,7 +87,7 @@ def test_integers_times_their_scale_are_the_weight(name: str, granularity: Granu
 
 
 @pytest.mark.parametrize(
-    ("name", "size"), [("int8", 216), ("int4", 108), ("int3", 81), ("ternary", 54), ("binary", 27)]
+    ("name", "size"), [("int8", 216), ("int4", 108), ("int3", 81), ("mid2", 54), ("ternary", 54), ("binary", 27)]
 )
 def test_codes_are_packed(name: str, size: int) -> None:
     _, codes = frozen(name)

@@ -13,6 +13,7 @@ from lowbit.granularity import Granularity, PerChannel, PerGroup, PerTensor
 from lowbit.scales import Histogram, ScaleRule, WeightRule, affine, weight_scale
 
 WEIGHT_FORMATS = ["int8", "int4", "int4-narrow", "int2", "ternary", "ternary:0.7", "binary", "e4m3fn", "e2m1", "e5m2"]
+WEIGHT_FORMATS += ["mid1", "mid2", "mid4"]
 ACTIVATION_FORMATS = ["int8", "uint8", "int4", "uint4", "int2", "int16", "e4m3fn", "e5m2", "ternary"]
 GRANULARITIES = [PerTensor(), PerChannel(0), PerChannel(1), PerGroup(16), PerGroup(10, ragged=True)]
 RULES: list[WeightRule] = ["absmax", "mse", "percentile"]
@@ -78,8 +79,10 @@ def test_least_squares_finds_the_textbook_scales() -> None:
     """Binary: mean |x|, whatever the outlier. A grid times a scale is found exactly."""
     weight = torch.cat([sample("normal"), torch.tensor([1e3])])
     torch.testing.assert_close(weight_scale(weight, parse("binary"), PerTensor()), weight.abs().mean())
+    torch.testing.assert_close(weight_scale(weight, parse("mid1"), PerTensor()), weight.abs().mean())
     grid = torch.arange(-7.0, 8) * 0.3
     torch.testing.assert_close(weight_scale(grid, Int(4), PerTensor()), torch.tensor(0.3))
+    torch.testing.assert_close(weight_scale(grid[::2], parse("mid3"), PerTensor()), torch.tensor(0.3))
 
 
 def test_a_ragged_end_does_not_bend_the_scale() -> None:

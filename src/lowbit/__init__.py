@@ -4,6 +4,7 @@
 
     student = lb.quantize(model, lb.Recipe.uniform(weights="int4", activations="int8"))  # `model` is never changed
     lb.calibrate(student, batches)
+    student, trained = lb.distill(student, model, batches)  # optional, for 4 bits and fewer; no labels
     exported = lb.export_onnx(student, "model.onnx", example)
     lb.verify(exported, batches)  # raises, naming the first layer that diverges
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from lowbit.costs import Cost as Cost
     from lowbit.costs import cost as cost
     from lowbit.errors import LowbitError as LowbitError
+    from lowbit.errors import TrainingWarning as TrainingWarning
     from lowbit.export.onnx import Exported as Exported
     from lowbit.export.onnx import export_onnx as export_onnx
     from lowbit.export.verify import Verification as Verification
@@ -27,11 +29,15 @@ if TYPE_CHECKING:
     from lowbit.formats import Block as Block
     from lowbit.formats import Float as Float
     from lowbit.formats import Int as Int
+    from lowbit.formats import MidRise as MidRise
     from lowbit.formats import Ternary as Ternary
     from lowbit.formats import parse as parse
     from lowbit.granularity import PerChannel as PerChannel
     from lowbit.granularity import PerGroup as PerGroup
     from lowbit.granularity import PerTensor as PerTensor
+    from lowbit.methods.distillation import Distillation as Distillation
+    from lowbit.methods.distillation import check_teacher as check_teacher
+    from lowbit.methods.distillation import distill as distill
     from lowbit.post_training.correction import correct_moments as correct_moments
     from lowbit.post_training.equalization import equalize as equalize
     from lowbit.post_training.levels import post_train as post_train
@@ -53,11 +59,12 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "lowbit.costs": ("Cost", "cost"),
-    "lowbit.errors": ("LowbitError",),
+    "lowbit.errors": ("LowbitError", "TrainingWarning"),
     "lowbit.export.onnx": ("Exported", "export_onnx"),
     "lowbit.export.verify": ("Verification", "verify"),
-    "lowbit.formats": ("Binary", "Block", "Float", "Int", "Ternary", "parse"),
+    "lowbit.formats": ("Binary", "Block", "Float", "Int", "MidRise", "Ternary", "parse"),
     "lowbit.granularity": ("PerChannel", "PerGroup", "PerTensor"),
+    "lowbit.methods.distillation": ("Distillation", "check_teacher", "distill"),
     "lowbit.post_training.correction": ("correct_moments",),
     "lowbit.post_training.equalization": ("equalize",),
     "lowbit.post_training.levels": ("post_train",),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeAlias
 
 from torch import Tensor, nn
@@ -34,6 +34,15 @@ def labels_of(batch: Batch) -> Tensor | None:
     if isinstance(batch, Mapping):
         return batch.get("labels")
     return batch[1] if isinstance(batch, Sequence) and len(batch) > 1 else None
+
+
+def mapped(batch: Batch, function: Callable[[Tensor], Tensor]) -> Batch:
+    """The batch with `function` applied to each of its tensors; a list becomes a tuple."""
+    if isinstance(batch, Tensor):
+        return function(batch)
+    if isinstance(batch, Mapping):
+        return {key: function(tensor) if isinstance(tensor, Tensor) else tensor for key, tensor in batch.items()}
+    return tuple(function(item) if isinstance(item, Tensor) else item for item in batch)
 
 
 def call(model: nn.Module, batch: Batch) -> object:

@@ -36,6 +36,14 @@ class DataWarning(UserWarning):
     """Data that can be used but should be looked at: outliers, or inputs unlike those of the calibration."""
 
 
+class TrainingError(LowbitError):
+    """Training that cannot go on: no data, a loss that is not finite, or a checkpoint of another run."""
+
+
+class TrainingWarning(UserWarning):
+    """Training that will run but may not do what was hoped for: a weak teacher, ranges that do not fit."""
+
+
 class ExportError(LowbitError):
     """A model that cannot be written as ONNX, or that the chosen runtime cannot run."""
 

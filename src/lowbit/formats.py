@@ -1,4 +1,4 @@
-"""Which numbers exist: integer, float, ternary, binary and block-scaled formats, as plain values.
+"""Which numbers exist: integer, mid-rise, float, ternary, binary and block-scaled formats, as plain values.
 
 A format is a finite set of numbers (its *grid*) and a bit pattern (its *code*) for each of them. It knows nothing of
 scales or axes: `round` maps a scaled number `z` to the nearest grid value, `encode` to its code, `decode` back.
@@ -6,7 +6,8 @@ scales or axes: `round` maps a scaled number `z` to the nearest grid value, `enc
 Overflow is explicit. `round` and `encode` saturate: a number beyond the grid, infinity included, becomes the nearest
 end of the grid. ``Float.round(z, saturate=False)`` gives what a hardware cast without saturation gives instead:
 infinity where the format has one, else NaN. NaN stays NaN through `round`; `encode` refuses it where the format has
-no code for it. Ties go to the value with the even code, as in IEEE 754 and ONNX QuantizeLinear.
+no code for it. Ties go to the value with the even code, as in IEEE 754 and ONNX QuantizeLinear, unless a format says
+otherwise.
 
 References:
     Micikevicius et al., FP8 formats for deep learning, 2022, https://arxiv.org/abs/2209.05433 (E4M3FN, E5M2).
@@ -28,6 +29,8 @@ import torch
 from torch import Tensor
 
 from lowbit.errors import FormatError
+
+_NEXT_TO_NOTHING = 2.0**-20  # small, and yet an int32 bias can be counted in units of it
 
 
 class Format(ABC):
@@ -61,8 +64,8 @@ class Format(ABC):
     def unit(self) -> float | None:
         """The unit in which every value is an integer that int8 holds, so that integer kernels are exact; else None.
 
-        1 for integers of at most 8 bits, ternary and binary; 0.5 for E2M1 ({0, 1, 2, 3, 4, 6, 8, 12} halves), 0.125 for
-        E2M3. None for block formats, whose scales differ within a sum.
+        1 for integers of at most 8 bits, mid-rise of at most 7, ternary and binary; 0.5 for E2M1 ({0, 1, 2, 3, 4, 6, 8,
+        12} halves), 0.125 for E2M3. None for block formats, whose scales differ within a sum.
         """
         return 1.0 if self.bits <= 8 else None
 
@@ -90,9 +93,18 @@ class Format(ABC):
         return self.table().to(codes.device)[codes.long()]
 
     def scale(self, amax: Tensor) -> Tensor:
-        """Scales (shape of `amax`) that place the largest magnitudes `amax` on the end of the grid; 1 where it is 0."""
+        """Scales (shape of `amax`) that place the largest magnitudes `amax` on the end of the grid.
+
+        Where it is 0 the scale is 1, or next to nothing on a grid without zero.
+        """
         scale = amax / (self.max or -self.min)
-        return torch.where(scale > 0, scale, 1.0)  # a denormal amax can underflow to 0 too
+        empty = 1.0 if self.holds_zero else _NEXT_TO_NOTHING
+        return torch.where(scale > 0, scale, empty)  # a denormal amax can underflow to 0 too
+
+    @property
+    def holds_zero(self) -> bool:
+        """Whether 0 is on the grid."""
+        return True
 
     def _nan_code(self) -> int:
         raise FormatError(f"format {self}: NaN has no code; remove NaN from the tensor before quantizing it")
@@ -140,6 +152,65 @@ class Int(Format):
 
     def __str__(self) -> str:
         return f"{'' if self.signed else 'u'}int{self.bits}{'-narrow' if self.narrow else ''}"
+
+
+@dataclass(frozen=True)
+class MidRise(Format):
+    """Odd integers `-(2**b - 1), ..., -3, -1, 1, 3, ..., 2**b - 1`: 2**b uniform, symmetric levels without zero.
+
+    The scale is half a step. Methods that train with few bits (DoReFa, EWGS) quantize weights so: two bits give
+    {-3, -1, 1, 3}, of use all four, where two-bit integers are {-2, -1, 0, 1}. It is no format of activations, which
+    have many zeros. The code is `(value - 1) / 2` in two's complement. Unlike elsewhere, all ties go up: `z` exactly on
+    an even integer becomes `z + 1`.
+
+    References:
+        Gersho, Quantization, IEEE Communications Society Magazine 15(5), 1977 (the name: a step rises at zero).
+        Zhou et al., DoReFa-Net, 2016, https://arxiv.org/abs/1606.06160, equation 9.
+        Lee, Kim and Ham, Network quantization with element-wise gradient scaling, 2021,
+        https://arxiv.org/abs/2104.00903, equations 1 to 3.
+    """
+
+    bits: int
+
+    def __post_init__(self) -> None:
+        if self.bits not in range(1, 9):
+            raise FormatError(f"MidRise({self.bits}): mid-rise formats have 1 to 8 bits")
+
+    @property
+    def min(self) -> float:
+        """Lowest grid value."""
+        return -self.max
+
+    @property
+    def max(self) -> float:
+        """Highest grid value."""
+        return float((1 << self.bits) - 1)
+
+    @property
+    def holds_zero(self) -> bool:
+        """Never: that is what the name says."""
+        return False
+
+    @property
+    def unit(self) -> float | None:
+        """1 up to 7 bits; the values of 8 bits reach 255."""
+        return 1.0 if self.max <= 127 else None
+
+    def round(self, z: Tensor) -> Tensor:
+        """Nearest odd integer, ties up, clamped to the grid."""
+        return (torch.floor(z / 2) * 2 + 1).clamp(self.min, self.max)
+
+    def table(self) -> Tensor:
+        """What every code means."""
+        codes = torch.arange(1 << self.bits)
+        signed = torch.where(codes >= 1 << (self.bits - 1), codes - (1 << self.bits), codes)
+        return (2 * signed + 1).float()
+
+    def _code(self, grid_values: Tensor) -> Tensor:
+        return ((grid_values.long() - 1) >> 1) & ((1 << self.bits) - 1)
+
+    def __str__(self) -> str:
+        return f"mid{self.bits}"
 
 
 Specials = Literal["ieee", "fn", "fnuz", "finite"]
@@ -329,6 +400,11 @@ class Binary(Format):
         """Highest grid value."""
         return 1.0
 
+    @property
+    def holds_zero(self) -> bool:
+        """Only {0, 1} does."""
+        return not self.signed
+
     def round(self, z: Tensor) -> Tensor:
         """The nearer of the two values."""
         high = z >= 0 if self.signed else z > 0.5
@@ -432,13 +508,14 @@ _NAMED: dict[str, Format] = {
     "mxfp6": Block(Float(2, 3)),
     "mxfp8": Block(Float(4, 3, specials="fn")),
     "nvfp4": NVFP4,
+    **{f"mid{bits}": MidRise(bits) for bits in range(1, 9)},
     "ternary": Ternary(),
     "binary": Binary(),
     "binary01": Binary(signed=False),
 }
 EXAMPLES = (
-    *("int8", "uint8", "int4", "int4-narrow", "int2", "int16", "ternary", "binary", "binary01", "e4m3fn", "e5m2"),
-    *("e4m3", "e4m3fnuz", "e5m2fnuz", "e4m3b11fnuz", "e3m4", "e3m2", "e2m3", "e2m1"),
+    *("int8", "uint8", "int4", "int4-narrow", "int2", "int16", "mid2", "ternary", "binary", "binary01"),
+    *("e4m3fn", "e5m2", "e4m3", "e4m3fnuz", "e5m2fnuz", "e4m3b11fnuz", "e3m4", "e3m2", "e2m3", "e2m1"),
     *("mxfp4", "mxfp6", "mxfp8", "nvfp4", "bf16", "fp16"),
 )
 
@@ -446,8 +523,9 @@ EXAMPLES = (
 def parse(name: str) -> Format:
     """The format called `name`; ``parse(str(format)) == format`` for every format.
 
-    Integers ``int4``, ``uint8``, ``int4-narrow``; floats ``e4m3fn``, ``e5m2``, ``e4m3b11fnuz``, ``e2m1``; ``ternary``,
-    ``ternary:0.7``; ``binary`` ({-1,+1}), ``binary01`` ({0,1}); blocks ``mxfp4``, ``mx:e3m2fn:32``, ``nvfp4``.
+    Integers ``int4``, ``uint8``, ``int4-narrow``; ``mid2`` ({-3,-1,1,3}); floats ``e4m3fn``, ``e5m2``, ``e4m3b11fnuz``,
+    ``e2m1``; ``ternary``, ``ternary:0.7``; ``binary`` ({-1,+1}), ``binary01`` ({0,1}); blocks ``mxfp4``,
+    ``mx:e3m2fn:32``, ``nvfp4``.
 
     Raises:
         FormatError: no format has that name; the message suggests one.

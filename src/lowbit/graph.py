@@ -22,14 +22,22 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from lowbit.formats import Format, Int
-from lowbit.layers import CONVOLUTIONS, TRANSPOSED, Quantized, input_quantizer_for, why_not
+from lowbit.layers import (
+    BATCHNORMS,
+    CONVOLUTIONS,
+    TRANSPOSED,
+    BatchNorm,
+    Quantized,
+    folded_layer,
+    folds_batchnorm,
+    input_quantizer_for,
+    negate_channels,
+    why_not,
+)
 from lowbit.quantizer import Quantizer
 from lowbit.recipe import Rule
-
-_BATCHNORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 # Kinds of operations, by what fx calls: a function, a method name, or a module type.
 _RELU: set[object] = {F.relu, F.relu6, torch.relu, F.hardtanh, "relu", "relu_", nn.ReLU, nn.ReLU6, nn.Hardtanh}
@@ -80,40 +88,60 @@ def trace(model: nn.Module) -> fx.GraphModule | str:
         return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def fold_batchnorm(traced: fx.GraphModule) -> list[str]:
-    """Fold each BatchNorm into the convolution or linear layer it follows; returns the names of those folded.
+@dataclass(frozen=True)
+class _Normalized:
+    """A layer and the BatchNorm that alone reads its output, both called once, so that they can be one layer."""
 
-    A pair is folded only if nothing else reads the layer's output and both are called once.
-    """
+    layer_node: fx.Node
+    bn_node: fx.Node
+    layer: nn.Module
+    bn: BatchNorm
+
+
+def _normalized(traced: fx.GraphModule) -> list[_Normalized]:
     modules = dict(traced.named_modules())
     calls = [n.target for n in traced.graph.nodes if n.op == "call_module"]
-    folded: list[str] = []
-    for node in list(traced.graph.nodes):
+    found = []
+    for node in traced.graph.nodes:
         bn = modules.get(str(node.target)) if node.op == "call_module" else None
         before = node.args[0] if node.args else None
-        if not isinstance(bn, _BATCHNORMS) or bn.running_mean is None or not isinstance(before, fx.Node):
+        if not isinstance(bn, BATCHNORMS) or bn.running_mean is None or not isinstance(before, fx.Node):
             continue
         layer = modules.get(str(before.target)) if before.op == "call_module" else None
         if len(before.users) > 1 or calls.count(before.target) > 1 or calls.count(node.target) > 1:
             continue
-        if layer is None or why_not(layer) or why_not(bn):
-            continue
-        if isinstance(layer, TRANSPOSED) and layer.groups > 1:  # weight [in, out / groups, ...]: torch cannot fuse it
-            continue
-        if isinstance(layer, (*CONVOLUTIONS, *TRANSPOSED)):
-            fused: nn.Module = fuse_conv_bn_eval(layer, bn, transpose=isinstance(layer, TRANSPOSED))
-        elif isinstance(layer, nn.Linear) and layer.out_features == bn.num_features:
-            fused = fuse_linear_bn_eval(layer, bn)
-        else:
-            continue
-        traced.set_submodule(str(before.target), fused)
-        modules[str(before.target)] = fused
-        node.replace_all_uses_with(before)
-        traced.graph.erase_node(node)
-        folded.append(str(node.target))
+        if layer is not None and not why_not(layer) and not why_not(bn) and folds_batchnorm(layer, bn):
+            found.append(_Normalized(before, node, layer, bn))
+    return found
+
+
+def fold_batchnorm(traced: fx.GraphModule) -> list[str]:
+    """Fold each BatchNorm into the convolution or linear layer it follows; returns the names of those folded.
+
+    A pair is folded only if nothing else reads the layer's output and both are called once. A quantized layer keeps its
+    codes: only its scales change.
+    """
+    folded: list[str] = []
+    while pairs := _normalized(traced):  # again, for a BatchNorm behind a BatchNorm
+        for pair in pairs:
+            traced.set_submodule(str(pair.layer_node.target), folded_layer(pair.layer, pair.bn))
+            pair.bn_node.replace_all_uses_with(pair.layer_node)
+            traced.graph.erase_node(pair.bn_node)
+            folded.append(str(pair.bn_node.target))
     traced.delete_all_unused_submodules()
     traced.recompile()
     return folded
+
+
+def keep_batchnorm(traced: fx.GraphModule) -> None:
+    """Make the factors of BatchNorms that stay for training positive, so that folding them later only scales codes."""
+    for pair in _normalized(traced):
+        negate_channels(pair.layer, pair.bn)
+
+
+def batchnorms_to_fold(traced: fx.GraphModule) -> list[BatchNorm]:
+    """The BatchNorms that `fold_batchnorm` would fold."""
+    return [pair.bn for pair in _normalized(traced)]
 
 
 @dataclass
@@ -130,6 +158,7 @@ class _Wiring:
     def __init__(self, traced: fx.GraphModule) -> None:
         self.traced = traced
         self.modules = dict(traced.named_modules())
+        self.normalized = {pair.layer_node: pair.bn_node for pair in _normalized(traced)}
 
     def module(self, node: fx.Node) -> nn.Module | None:
         return self.modules.get(str(node.target)) if node.op == "call_module" else None
@@ -187,14 +216,16 @@ class _Wiring:
         return node.op == "call_function" and arithmetic and all(self.is_size(n) for n in node.all_input_nodes)
 
     def end(self, node: fx.Node) -> fx.Node:
-        """The node itself, or the ReLU that alone reads it."""
+        """The node itself, its BatchNorm that will be folded, or the ReLU that alone reads either."""
+        node = self.normalized.get(node, node)
         users = list(node.users)
         return users[0] if len(users) == 1 and self.is_a(users[0], _RELU) else node
 
     def origin(self, node: fx.Node) -> fx.Node:
-        """The operation behind a ReLU, else the node itself."""
-        first = node.args[0] if node.args else None
-        return first if self.is_a(node, _RELU) and isinstance(first, fx.Node) else node
+        """The operation behind a ReLU and a BatchNorm that will be folded, else the node itself."""
+        if self.is_a(node, _RELU) and isinstance(behind := _argument(node, 0, "input", None), fx.Node):
+            node = behind
+        return next((layer for layer, bn in self.normalized.items() if bn is node), node)
 
 
 def _argument(node: fx.Node, position: int, name: str, default: object) -> object:

@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 namespace {
 
@@ -27,6 +28,12 @@ struct Grid {
     float threshold;        // ternary: 0 up to here; binary: `high` from here on
     float smallest_normal;  // floats
     float zero;             // floats: added at the end, 0 to turn -0 into 0, else -0, which changes nothing
+};
+
+// What rounding passes back: `GradientRule` of lowbit/ops.py, without the share, which is for whole sums.
+struct Rule {
+    float correction;  // delta / (high - low); 0 is the straight-through estimator
+    float rounding;    // 1 where the rounding error inside the range moves its ends, else 0
 };
 
 inline float clamp(float q, float low, float high) {
@@ -75,6 +82,10 @@ struct Binary : Grid {
     }
 };
 
+struct MidRise : Grid {
+    float operator()(float v, float) const { return clamp(std::floor(v / 2) * 2 + 1, low, high); }
+};
+
 template <class Work> void with_format(const Grid& grid, Work work) {
     switch (grid.kind) {
         case 0: return work(Integer{grid});
@@ -82,6 +93,7 @@ template <class Work> void with_format(const Grid& grid, Work work) {
         case 2: return work(Float{grid});
         case 3: return work(Ternary{grid});
         case 4: return work(Binary{grid});
+        case 5: return work(MidRise{grid});
     }
 }
 
@@ -104,27 +116,59 @@ void round(Format format, const float* __restrict x, float* __restrict y, int64_
     for (int64_t i = 0; i < count; ++i) y[i] = format(x[i] / scale, o) * scale;
 }
 
-template <class Format>
-void clip(Format format, const float* __restrict x, const float* __restrict g, float* __restrict dx, int64_t count,
-          float scale, float o) {
-    const float low = format.low - o, high = format.high - o;
-    for (int64_t i = 0; i < count; ++i) {
-        const float v = x[i] / scale;
-        dx[i] = g[i] * ((v >= low) & (v <= high) ? 1.0f : 0.0f);
-    }
-}
+// What one number x with upstream gradient g adds to each gradient; `corrected` where the rule's correction is not 0.
+// Inside the range everything is finite, so that 0 times it is 0; outside, what is computed for the inside is dropped.
+template <class Format, bool corrected> struct Gradient {
+    Format format;
+    Rule rule;
+    float scale, o;
 
-template <class Format>
-float scale_gradient(Format format, const float* __restrict x, const float* __restrict g, int64_t count, float scale,
-                     float o) {
-    const float low = format.low - o, high = format.high - o;
+    bool inside(float v) const { return (v >= format.low - o) & (v <= format.high - o); }
+
+    // The factor on g is 1 + change.
+    float change(float v, float q, float g) const {
+        return corrected ? std::copysign(1.0f, g) * (v - q) * rule.correction : 0.0f;
+    }
+
+    float of_x(float x, float g) const {
+        const float v = x / scale, q = format(v, o);
+        return g * (inside(v) ? 1 + change(v, q, g) : 0.0f);
+    }
+
+    float of_scale(float x, float g) const {
+        const float v = x / scale, q = format(v, o);
+        return g * (inside(v) ? rule.rounding * (q - (1 + change(v, q, g)) * v) : q);
+    }
+
+    // In units of the scale.
+    float of_zero_point(float x, float g) const {
+        const float v = x / scale, q = format(v, o);
+        return g * (inside(v) ? rule.rounding * change(v, q, g) : -1.0f);
+    }
+};
+
+template <class Term> float sum(int64_t count, Term term) {
     float sum = 0;
 #pragma omp simd reduction(+ : sum)
-    for (int64_t i = 0; i < count; ++i) {
-        const float v = x[i] / scale, q = format(v, o);
-        sum += g[i] * ((v >= low) & (v <= high) ? q - v : q);
-    }
+    for (int64_t i = 0; i < count; ++i) sum += term(i);
     return sum;
+}
+
+// What is wanted of `dx`, `ds` and `dz`, one piece of each; the first two, where both are, in one loop.
+template <class Gradient>
+void differentiate(Gradient gradient, const float* __restrict x, const float* __restrict g, int64_t count,
+                   float* __restrict dx, float* __restrict ds, float* __restrict dz) {
+    if (dx && ds)
+        *ds = sum(count, [=](int64_t i) {
+            const float slope = gradient.of_scale(x[i], g[i]);
+            dx[i] = gradient.of_x(x[i], g[i]);
+            return slope;
+        });
+    else if (dx)
+        for (int64_t i = 0; i < count; ++i) dx[i] = gradient.of_x(x[i], g[i]);
+    else if (ds)
+        *ds = sum(count, [=](int64_t i) { return gradient.of_scale(x[i], g[i]); });
+    if (dz) *dz = sum(count, [=](int64_t i) { return gradient.of_zero_point(x[i], g[i]); });
 }
 
 }  // namespace
@@ -139,14 +183,20 @@ extern "C" void lowbit_forward(const Grid* grid, const Layout* layout, int threa
     });
 }
 
-// The gradients `dx` of x and, a sum for each piece, `ds` of the scales; either is null where nobody wants it.
+// The gradients `dx` of x and, a sum for each piece, `ds` of the scales and `dz` of the zero points, the latter in
+// units of the scale; each is null where nobody wants it.
 extern "C" void lowbit_backward(const Grid* grid, const Layout* layout, int threads, const float* x, const float* scale,
-                                const float* zero_point, const float* g, float* dx, float* ds) {
-    with_format(*grid, [=](auto format) {
+                                const float* zero_point, const Rule* rule, const float* g, float* dx, float* ds,
+                                float* dz) {
+    const auto run = [=](auto format, auto corrected) {
         for_each_piece(*layout, threads, [=](int64_t piece, int64_t at, int64_t count, int64_t s) {
             const float o = zero_point ? zero_point[s] : 0.0f;
-            if (dx) clip(format, x + at, g + at, dx + at, count, scale[s], o);
-            if (ds) ds[piece] = scale_gradient(format, x + at, g + at, count, scale[s], o);
+            const Gradient<decltype(format), decltype(corrected)::value> gradient{format, *rule, scale[s], o};
+            differentiate(gradient, x + at, g + at, count, dx ? dx + at : nullptr, ds ? ds + piece : nullptr,
+                          dz ? dz + piece : nullptr);
         });
+    };
+    with_format(*grid, [=](auto format) {
+        return rule->correction != 0 ? run(format, std::true_type{}) : run(format, std::false_type{});
     });
 }

@@ -17,6 +17,7 @@ import logging
 import os
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from lowbit.files import one_line
-from lowbit.formats import Binary, Block, Float, Format, Int, Ternary
+from lowbit.formats import Binary, Block, Float, Format, Int, MidRise, Ternary
 from lowbit.granularity import Granularity, PerChannel, PerGroup, PerTensor
 
 _SOURCE = Path(__file__).with_name("kernels.cpp")
@@ -92,6 +93,10 @@ class _Grid(ctypes.Structure):
     )
 
 
+class _Rule(ctypes.Structure):
+    _fields_ = (("correction", ctypes.c_float), ("rounding", ctypes.c_float))
+
+
 class _Layout(ctypes.Structure):
     _fields_ = tuple((name, ctypes.c_int64) for name in ("rows", "row", "run", "scales_of_row", "piece"))
 
@@ -113,12 +118,15 @@ def _grid(format: Format, affine: bool) -> _Grid | None:
             told = {"kind": 3, "threshold": element.threshold}
         case Binary():
             told = {"kind": 4, "threshold": 0.0 if element.signed else 0.5 + 2.0**-24}  # the next after 0.5
+        case MidRise():
+            told = {"kind": 5}
         case _:
             return None
     return _Grid(low=format.min, high=format.max, **told)
 
 
 def _layout(shape: torch.Size, granularity: Granularity) -> _Layout:
+    """Where in memory the runs lie, for a tensor that `_in_order` lets through."""
     match granularity:
         case PerTensor():
             return _Layout(1, shape.numel(), shape.numel(), 0, _PIECE)
@@ -140,25 +148,35 @@ class Call:
     library: ctypes.CDLL
     x: Tensor
     scale: Tensor
+    zero_point: Tensor | None
     grad: Tensor | None
+    format: Format
     layout: _Layout
     arguments: tuple[Any, ...]  # the first ones of both kernels
 
     def forward(self) -> Tensor:
-        """`x` fake quantized."""
+        """`x` fake quantized, with its strides."""
         y = torch.empty_like(self.x)
         self.library.lowbit_forward(*self.arguments, _pointer(y))
         return y
 
-    def backward(self, wanted: tuple[bool, bool]) -> tuple[Tensor | None, Tensor | None]:
-        """The gradients of `x` and of `scale`, as far as they are `wanted`."""
+    def backward(
+        self, wanted: Sequence[bool], delta: float, rounding: bool
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """The gradients of `x`, `scale` and `zero_point` as far as they are `wanted`, by the rule of `lowbit.ops`."""
+        rule = _Rule(delta / (self.format.max - self.format.min), rounding)
         runs, pieces = -(-self.layout.row // self.layout.run), -(-self.layout.run // _PIECE)
+        sums = self.layout.rows * runs * pieces  # one for each piece
         dx = torch.empty_like(self.x) if wanted[0] else None
-        ds = self.x.new_empty(self.layout.rows * runs * pieces) if wanted[1] else None  # a sum for each piece
-        self.library.lowbit_backward(*self.arguments, _pointer(self.grad), _pointer(dx), _pointer(ds))
-        if ds is not None:
-            ds = ds.reshape(-1, self.scale.numel(), pieces).sum((0, 2)).reshape(self.scale.shape)
-        return dx, ds
+        ds, dz = (self.x.new_empty(sums) if one else None for one in wanted[1:])
+        given = map(_pointer, (self.grad, dx, ds, dz))
+        self.library.lowbit_backward(*self.arguments, ctypes.byref(rule), *given)
+        ds, dz = (None if one is None else self._by_scale(one, pieces) for one in (ds, dz))
+        return dx, ds, None if dz is None else dz * self.scale
+
+    def _by_scale(self, sums: Tensor, pieces: int) -> Tensor:
+        """The sums of all pieces that share a scale added up, in the shape of `scale`."""
+        return sums.reshape(-1, self.scale.numel(), pieces).sum((0, 2)).reshape(self.scale.shape)
 
 
 def call(
@@ -173,6 +191,9 @@ def call(
 ) -> Call | None:
     """A call of the kernels, or None where torch has to do it: they take float32 in one stretch of CPU memory.
 
+    The order in memory is free for PerTensor; with PerChannel a channel has to be a stretch of its own, as in the
+    weight of a convolution in channels-last memory format. What comes out has the strides of `x`.
+
     Args:
         grad: the gradient of the result, for `Call.backward`.
         build: whether to build the kernels; without, they are used if `call` or `why_not` have built them before.
@@ -180,18 +201,19 @@ def call(
     scales = [s for s in (scale, zero_point) if s is not None]
     if _watched() or not (build or _library.cache_info().currsize):
         return None
-    if x.numel() == 0 or not all(_usable(t) and t.is_contiguous() for t in (x, *scales)):
+    given = (x, *scales) if grad is None else (x, *scales, grad)
+    if x.numel() == 0 or not all(map(_usable, given)) or not all(s.is_contiguous() for s in scales):
         return None
-    if any(s.shape != granularity.scale_shape(x.shape) for s in scales):
-        return None
-    if grad is not None and not _usable(grad := grad.contiguous()):
+    if any(s.shape != granularity.scale_shape(x.shape) for s in scales) or not _in_order(x, granularity):
         return None
     grid, library = _grid(format, zero_point is not None), _library()
     if grid is None or isinstance(library, str):
         return None
-    layout = _layout(x.shape, granularity)
-    given = (ctypes.byref(grid), ctypes.byref(layout), torch.get_num_threads(), *map(_pointer, (x, scale, zero_point)))
-    return Call(library, x, scale, grad, layout, given)
+    if grad is not None and grad.stride() != x.stride():
+        grad = torch.empty_like(x).copy_(grad)
+    layout, pointers = _layout(x.shape, granularity), map(_pointer, (x, scale, zero_point))
+    arguments = (ctypes.byref(grid), ctypes.byref(layout), torch.get_num_threads(), *pointers)
+    return Call(library, x, scale, zero_point, grad, format, layout, arguments)
 
 
 def _watched() -> bool:
@@ -210,6 +232,28 @@ def _usable(x: Tensor) -> bool:
         and (x.device.type, x.dtype, x.layout) == ("cpu", torch.float32, torch.strided)
         and not x.is_neg()
     )
+
+
+def _in_order(x: Tensor, granularity: Granularity) -> bool:
+    """Whether `x` lies in one stretch of memory, in an order that keeps together what shares a scale."""
+    if x.is_contiguous():
+        return True
+    match granularity:
+        case PerTensor():
+            return _is_dense(x)
+        case PerChannel(axis) if not axis:
+            return x.stride(0) * x.shape[0] == x.numel() and _is_dense(x)
+    return False
+
+
+def _is_dense(x: Tensor) -> bool:
+    """Whether the elements of `x` fill one stretch of memory, without gaps and each with a place of its own."""
+    stretch = 1
+    for stride, size in sorted((stride, size) for stride, size in zip(x.stride(), x.shape, strict=True) if size > 1):
+        if stride != stretch:
+            return False
+        stretch *= size
+    return True
 
 
 def _pointer(x: Tensor | None) -> ctypes.c_void_p:

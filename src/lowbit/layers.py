@@ -7,15 +7,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from lowbit.errors import FormatError, LayerError
-from lowbit.formats import Binary, Block
-from lowbit.granularity import Granularity, PerChannel, PerGroup
+from lowbit.formats import Binary, Block, MidRise
+from lowbit.granularity import Granularity, PerChannel, PerGroup, PerTensor
 from lowbit.quantizer import Codes, Quantizer
 from lowbit.recipe import Rule
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+BATCHNORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 WEIGHTED = (nn.Linear, *CONVOLUTIONS, *TRANSPOSED, nn.Embedding)
 # these read the weights of their parts directly, so a part of them cannot be replaced
 _OPAQUE = (nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase)
@@ -157,6 +160,66 @@ def why_not(layer: nn.Module) -> str:
     return ""
 
 
+def folds_batchnorm(layer: nn.Module, bn: BatchNorm) -> bool:
+    """Whether `folded_layer` can make one layer of these two."""
+    if isinstance(layer, Quantized):
+        quantizer = layer.weight_quantizer
+        if isinstance(quantizer, Codes) or (quantizer is not None and not _takes_factors(layer.layer, quantizer)):
+            return False
+        layer = layer.layer
+    if isinstance(layer, TRANSPOSED) and layer.groups > 1:  # weight [in, out / groups, ...]: torch cannot fuse it
+        return False
+    if isinstance(layer, nn.Linear):
+        return layer.out_features == bn.num_features
+    return isinstance(layer, (*CONVOLUTIONS, *TRANSPOSED))
+
+
+def _takes_factors(layer: nn.Module, quantizer: Quantizer) -> bool:
+    """Whether scales can take up a factor for each output channel, and codes stay as they are."""
+    if isinstance(quantizer.format, Block):  # whose scales lie on a grid
+        return False
+    outputs = output_granularity(layer, PerChannel())
+    if isinstance(quantizer.granularity, PerGroup):
+        return outputs == PerChannel(0)
+    return isinstance(quantizer.granularity, PerTensor) or quantizer.granularity == outputs
+
+
+def folded_layer(layer: nn.Module, bn: BatchNorm) -> nn.Module:
+    """`layer` with the BatchNorm behind it, in eval mode: factors into weights and their scales, the rest into biases.
+
+    A quantized layer keeps its codes; where the factor is negative, the codes change sign, and on a grid without the
+    opposite of its lowest number that one saturates.
+    """
+    inner = layer.layer if isinstance(layer, Quantized) else layer
+    if isinstance(inner, nn.Linear):
+        fused: nn.Module = fuse_linear_bn_eval(inner, bn)
+    else:
+        fused = fuse_conv_bn_eval(inner, bn, transpose=isinstance(inner, TRANSPOSED))  # type: ignore[type-var]
+    if not isinstance(layer, Quantized):
+        return fused
+    quantizer = layer.weight_quantizer
+    if isinstance(quantizer, Quantizer):
+        assert bn.running_var is not None  # `graph` folds no other
+        factors = torch.rsqrt(bn.running_var + bn.eps) * (1.0 if bn.weight is None else bn.weight.detach().abs())
+        quantizer.take_factors(factors, output_granularity(inner, PerChannel()))
+    layer.layer = fused.train(inner.training)
+    return layer
+
+
+def negate_channels(layer: nn.Module, bn: BatchNorm) -> None:
+    """Turn each output channel of a float layer that `bn` multiplies by a negative number around, and `bn` with it."""
+    if bn.weight is None or bn.running_mean is None:
+        return
+    with torch.no_grad():
+        signs = torch.where(bn.weight < 0, -1.0, 1.0)
+        weight = layer.get_parameter("weight")
+        axis = 1 if isinstance(layer, TRANSPOSED) else 0
+        weight.mul_(signs.reshape([-1 if i == axis else 1 for i in range(weight.dim())]))
+        for tensor in (layer.bias, bn.running_mean, bn.weight):
+            if tensor is not None:
+                tensor.mul_(signs)  # type: ignore[operator]
+
+
 def replace(model: nn.Module, old: nn.Module, new: nn.Module) -> nn.Module:
     """`model`, changed in place, with `new` under each of the names of `old`; `new` if `old` is the model itself."""
     for name in [n for n, m in model.named_modules(remove_duplicate=False) if m is old and n]:
@@ -221,7 +284,7 @@ def input_quantizer_for(name: str, rule: Rule) -> Quantizer | None:
     """
     if rule.activations is None:
         return None
-    if isinstance(rule.activations, (Block, Binary)):
+    if isinstance(rule.activations, (Block, Binary, MidRise)):
         raise LayerError(
             f"layer {name!r}: {rule.activations} is a weight format; activations take int2 to int16 or a float format"
         )

@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sized
-from typing import TypeVar
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sized
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 T = TypeVar("T")
 
 
 def track(items: Iterable[T], what: str, *, show: bool = True) -> Iterator[T]:
     """Yield `items` under a progress bar with time left, on a terminal and if `show`."""
+    total = len(items) if isinstance(items, Sized) else None
+    with _bar(show) as bar:
+        yield from bar.track(items, total=total, description=what)
+
+
+@contextlib.contextmanager
+def counted(total: int, what: str, *, done: int = 0, show: bool = True) -> Iterator[Callable[[str], None]]:
+    """Yield a function that moves such a bar one of `total` on, and changes its text unless that is empty."""
+    with _bar(show) as bar:
+        task = bar.add_task(what, total=total, completed=done)
+        yield lambda text: bar.update(task, advance=1, description=text or None)
+
+
+def _bar(show: bool) -> Progress:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -21,6 +39,4 @@ def track(items: Iterable[T], what: str, *, show: bool = True) -> Iterator[T]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    total = len(items) if isinstance(items, Sized) else None
-    with Progress(*columns, console=console, transient=True, disable=not (show and console.is_terminal)) as bar:
-        yield from bar.track(items, total=total, description=what)
+    return Progress(*columns, console=console, transient=True, disable=not (show and console.is_terminal))

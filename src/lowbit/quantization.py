@@ -80,7 +80,8 @@ def quantize(model: nn.Module, recipe: Recipe, *, fold: bool = True) -> nn.Modul
     Args:
         model: a trained network with float weights.
         recipe: what happens to which layer.
-        fold: fold BatchNorms into the layers before them.
+        fold: fold BatchNorms into the layers before them. Keep them for `distill`, which trains better with them and
+            folds them at the end.
 
     Raises:
         RecipeError: a rule matches no layer.
@@ -94,6 +95,8 @@ def quantize(model: nn.Module, recipe: Recipe, *, fold: bool = True) -> nn.Modul
         student = traced
         if fold:
             graph.fold_batchnorm(traced)
+        else:
+            graph.keep_batchnorm(traced)
     in_graph = {n.target for n in traced.graph.nodes} if isinstance(traced, fx.GraphModule) else set()
     rules = {}
     for name, rule in recipe.resolve(weighted_layers(student)).items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,11 +12,12 @@ from lowbit import ops
 from lowbit.errors import CalibrationError
 from lowbit.formats import Block, Format, Int, pack, unpack
 from lowbit.granularity import Granularity, PerGroup, PerTensor
+from lowbit.ops import STE, GradientRule
 from lowbit.scales import Histogram, ScaleRule, affine, weight_scale
 
 
 class Quantizer(nn.Module):
-    """Fake quantizes its input to `format` with a fixed scale.
+    """Fake quantizes its input to `format`: with a fixed scale, or with one that learns (see `lowbit.families`).
 
     `scale` is NaN until calibrated. `zero_point` is None for symmetric quantization. While `histogram` is set, the
     quantizer passes its input through and only watches it: that is how `calibrate` streams.
@@ -48,12 +50,16 @@ class Quantizer(nn.Module):
         self.name = name
         self.histogram: Histogram | None = None
         self.reads_integers = False  # a mask or an index, which needs no quantizer: `calibrate` takes it out
+        self.gradient: GradientRule = STE
+        self.tanh = False  # whether it quantizes tanh(x), on the range of its largest magnitude, as DoReFa's weights do
         self._ready = False
         scale_shape = self.granularity.scale_shape(shape or torch.Size([]))
         self.scale = nn.Parameter(torch.full(scale_shape, torch.nan), requires_grad=False)
         has_zero_point = isinstance(format, Int) and not symmetric
         self.register_buffer("zero_point", torch.zeros(scale_shape) if has_zero_point else None)
         self.zero_point: Tensor | None
+        self.register_buffer("delta", None)
+        self.delta: Tensor | None  # while EWGS trains: `gradient.delta` as a scalar, which is saved with the state
 
     @property
     def ready(self) -> bool:
@@ -64,6 +70,13 @@ class Quantizer(nn.Module):
     def _load_from_state_dict(self, *args: Any) -> None:
         self._ready = False  # look again: what is loaded may be calibrated or not
         super()._load_from_state_dict(*args)
+        if self.delta is not None:
+            self.gradient = replace(self.gradient, delta=float(self.delta))
+
+    def set_delta(self, delta: float) -> None:
+        """Set how much EWGS scales gradients by the rounding error; kept in the state from now on."""
+        self.delta = torch.tensor(delta, dtype=torch.float32, device=self.scale.device)
+        self.gradient = replace(self.gradient, delta=float(self.delta))  # float32, as it is loaded again
 
     def forward(self, x: Tensor) -> Tensor:
         """Nearest grid numbers to `x`; integer and boolean tensors, and plain numbers, pass unchanged."""
@@ -78,7 +91,22 @@ class Quantizer(nn.Module):
             return x
         if not self.ready:
             raise CalibrationError(f"activations {self.name!r} have no scale yet; call calibrate(student, batches)")
-        return ops.fake_quantize(x, self.scale, self.zero_point, self.format, self.granularity)
+        x = x.float()  # mixed precision ends here: a grid in bfloat16 would be another grid
+        if self.tanh:
+            x = torch.tanh(x)
+            with torch.no_grad():
+                self.scale.copy_(self.absmax_scale(x))
+        return ops.fake_quantize(x, self.scale, self.zero_point, self.format, self.granularity, self.gradient)
+
+    def absmax_scale(self, x: Tensor) -> Tensor:
+        """The scales, in the shape of `scale`, that put the largest magnitude of each block on the end of the grid."""
+        return self.format.scale(self.granularity.rows(x.detach()).abs().amax(1)).reshape(self.scale.shape)
+
+    def bounds(self) -> tuple[Tensor, Tensor]:
+        """The lowest and the highest number on the grid, in the shape of `scale`, without gradients."""
+        zero_point = 0.0 if self.zero_point is None else self.zero_point.detach().round()
+        scale = self.scale.detach()
+        return (self.format.min - zero_point) * scale, (self.format.max - zero_point) * scale
 
     def fit_weight(self, weight: Tensor) -> None:
         """Set the scale from a whole weight tensor."""
@@ -105,6 +133,14 @@ class Quantizer(nn.Module):
             self.scale.copy_(scale)
             if self.zero_point is not None and zero_point is not None:
                 self.zero_point.copy_(zero_point)
+
+    def take_factors(self, factors: Tensor, outputs: Granularity) -> None:
+        """Follow a weight whose channels, `outputs`, were multiplied by positive `factors` `[out]`: the codes stay."""
+        if isinstance(self.granularity, PerTensor):
+            self.granularity = outputs
+        shape = (-1, *[1] * (self.scale.dim() - 1))
+        scale = self.scale.detach() * factors.reshape(shape)
+        self.scale = nn.Parameter(scale.clamp(min=torch.finfo(torch.float32).tiny), requires_grad=False)
 
     def quantize(self, x: Tensor) -> Tensor:
         """Grid values (zero point included) of `x`, in the granularity's blocked shape."""

@@ -22,7 +22,7 @@ from lowbit import files, models
 from lowbit.batches import Batch, call, inputs_of
 from lowbit.errors import CalibrationError, DataError, ExportError
 from lowbit.export.onnx import Exported, export_onnx, manifest_entry, note, read_manifest
-from lowbit.export.qdq import BlockActivations
+from lowbit.export.qdq import BlockActivations, how_stored
 from lowbit.export.runtime import Session, open_session
 from lowbit.formats import parse
 from lowbit.granularity import PerGroup
@@ -81,10 +81,12 @@ def operators(graph: onnx.GraphProto) -> Counter[str]:
 
 
 FORMATS = (
-    *("int8", "int4", "int3", "int2", "ternary", "binary", "e2m1", "e2m3", "e3m2"),
+    *("int8", "int4", "int3", "int2", "ternary", "binary", "mid1", "mid2", "mid3", "mid4", "mid5", "mid7", "mid8"),
+    *("e2m1", "e2m3", "e3m2"),
     *("e4m3fn", "e5m2", "bf16", "int16", "mxfp4", "nvfp4"),
 )
 INTEGERS = {"int8", "int4", "int3", "int2", "ternary", "binary", "e2m1", "e2m3"}
+INTEGERS |= {"mid1", "mid2", "mid3", "mid4", "mid5", "mid7"}
 
 
 class Branches(nn.Module):
@@ -140,6 +142,13 @@ STORED: dict[str, tuple[int, int]] = {
     "int2": (TensorProto.INT4, 4),
     "ternary": (TensorProto.INT4, 4),
     "binary": (TensorProto.INT4, 4),
+    "mid1": (TensorProto.INT4, 4),
+    "mid2": (TensorProto.INT4, 4),
+    "mid3": (TensorProto.INT4, 4),
+    "mid4": (TensorProto.UINT4, 4),
+    "mid5": (TensorProto.INT8, 8),
+    "mid7": (TensorProto.INT8, 8),
+    "mid8": (TensorProto.UINT8, 8),
     "e2m1": (TensorProto.UINT4, 4),
     "e2m3": (TensorProto.UINT8, 8),
     "e3m2": (TensorProto.UINT8, 8),
@@ -150,7 +159,7 @@ STORED: dict[str, tuple[int, int]] = {
     "mxfp4": (TensorProto.UINT4, 4),
     "nvfp4": (TensorProto.UINT4, 4),
 }
-TWO_BITS: dict[str, tuple[int, int]] = dict.fromkeys(("int2", "ternary", "binary"), (TensorProto.INT2, 2))
+TWO_BITS: dict[str, tuple[int, int]] = dict.fromkeys(("int2", "ternary", "binary", "mid1"), (TensorProto.INT2, 2))
 
 
 @pytest.mark.parametrize(("opset", "stored"), [(21, STORED), (25, STORED | TWO_BITS)], ids=["21", "25"])
@@ -169,10 +178,26 @@ def test_codes_are_stored_packed(opset: int, stored: dict[str, tuple[int, int]])
     assert max(errors(compared).values()) < 1e-2
 
 
+@pytest.mark.parametrize(
+    ("name", "opset", "said"),
+    [
+        ("mid1", 21, "mid1 weights are stored in 4 bits each; opset 25 stores them in 2"),
+        ("mid1", 25, "mid1 weights are stored in 2 bits each"),
+        ("mid2", 25, "mid2 weights are stored in 4 bits each"),
+        ("mid4", 21, "mid4 weights are stored as 4-bit indices; the kernels compute on int8, exactly"),
+        ("mid7", 21, "mid7 weights are stored in 8 bits each"),
+        ("mid8", 21, "mid8 weights save size only: runtimes turn them into float32 while loading"),
+        ("int4", 21, ""),
+    ],
+)
+def test_what_is_stored_otherwise_is_told(name: str, opset: int, said: str) -> None:
+    assert how_stored(parse(name), opset) == said
+
+
 def test_no_weight_is_left_as_float() -> None:
     graph, _ = weight_formats("channel", "int8", 21)
     largest = max(np.prod(i.dims, dtype=int) for i in graph.initializer if i.data_type == TensorProto.FLOAT)
-    assert largest == 64  # the table of e3m2
+    assert largest == 256  # the table of mid8
 
 
 ACTIVATIONS = ("int8", "uint8", "int5", "int4", "int2", "ternary", "int16", "e4m3fn", "e5m2", "fp16")
@@ -453,12 +478,12 @@ def blocks(
 
 
 @pytest.mark.parametrize("size", [16, 32, 64, 128])
-@pytest.mark.parametrize("weights", ["int4", "int3", "int2", "ternary", "binary"])
+@pytest.mark.parametrize("weights", ["int4", "int3", "int2", "ternary", "binary", "mid1", "mid2", "mid3"])
 def test_block_kernels_are_exact_on_floats(weights: str, size: int, tmp_path: Path) -> None:
     graph, (got, want) = blocks(weights, size, "float", tmp_path)
     close(got, want)
     assert operators(graph) == {"MatMulNBits": 1}
-    bits = 4 if weights in ("int4", "int3") else 2
+    bits = 4 if weights in ("int4", "int3", "mid2", "mid3") else 2
     codes = next(i for i in graph.initializer if i.name.endswith(".weight.codes"))
     assert list(codes.dims) == [24, 128 // size, size * bits // 8]
 
@@ -502,6 +527,7 @@ def test_block_kernels_leave_other_layers_alone(tmp_path: Path) -> None:
         Rule("3", eight, granularity=PerGroup(32)),
         Rule("4", parse("e2m1"), granularity=PerGroup(32)),
         Rule("5", four, eight, granularity=PerGroup(32)),
+        Rule("6", parse("mid4"), granularity=PerGroup(32)),
     ]
     model, example = nn.Sequential(*(nn.Linear(32, 32) for _ in rules)), torch.randn(2, 32)
     exported = export_onnx(

@@ -71,7 +71,7 @@ def test_same_seed_same_result(method: str) -> None:
     assert not all(torch.equal(value, other[name]) for name, value in first.items())
 
 
-@pytest.mark.parametrize("weights", ["int4", "int2", "ternary", "e2m1", "mxfp4"])
+@pytest.mark.parametrize("weights", ["int4", "int2", "mid2", "ternary", "e2m1", "mxfp4"])
 def test_adaround_chooses_one_of_two_neighbors(weights: str) -> None:
     student, model, batches = prepared(Recipe.uniform(weights, "int8"))
     learned, _ = reconstruct(student, model, batches, rounding="adaround", steps=20, progress=False)

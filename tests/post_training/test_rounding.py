@@ -45,7 +45,7 @@ def error(student: nn.Module, model: nn.Module, x: Tensor) -> float:
         return float(((student(x) - model(x)) ** 2).mean())
 
 
-FORMATS = ["int8", "int4", "int2", "ternary", "binary", "e2m1", "e4m3fn", "mxfp4", "nvfp4"]
+FORMATS = ["int8", "int4", "int2", "mid2", "ternary", "binary", "e2m1", "e4m3fn", "mxfp4", "nvfp4"]
 
 
 @pytest.mark.parametrize("granularity", ["tensor", "channel", "channel:1", "group:12"])
@@ -74,7 +74,7 @@ def test_independent_inputs_give_nearest_rounding(weights: str) -> None:
     assert torch.equal(layer_in(rounded).weight, layer_in(student).weight)
 
 
-@pytest.mark.parametrize("weights", ["int8", "int4", "int2", "ternary", "binary", "e2m1"])
+@pytest.mark.parametrize("weights", ["int8", "int4", "int2", "mid2", "ternary", "binary", "e2m1"])
 def test_correlated_inputs_gain(weights: str) -> None:
     model, student = linear(24, 8, weights)
     x = correlated(256, 24)

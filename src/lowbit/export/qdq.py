@@ -5,7 +5,8 @@ What runtimes need to run on integers, all of it measured with ONNX Runtime 1.31
 - Activations of at most 8 bits are uint8 Q/DQ pairs. Fewer than 8 bits clip the *codes* (an integer Clip between Q and
   DQ), so a 4-bit tensor still sits between integer kernels.
 - Weights of at most 4 bits are stored as INT4 (INT2 from opset 25), cast to INT8 and dequantized: runtimes fold the
-  cast while loading, so the file is packed and the kernel is the int8 one.
+  cast while loading, so the file is packed and the kernel is the int8 one. Those whose values 4 bits cannot hold as
+  integers (E2M1, mid-rise of 4 bits) are packed indices into an int8 table, which is folded too.
 - Behind a float input they are cast to float and multiplied instead, which runtimes fold as well. Dequantized, ONNX
   Runtime would do so at every call, or make a MatMul a MatMulNBits, which rounds its input to int8 by itself.
 - Biases are int32 with scale input x weight; kernels ignore the stored scale, so it must be exactly that product.
@@ -36,7 +37,7 @@ from torch import Tensor, nn
 
 from lowbit.errors import ExportError
 from lowbit.export.capture import DOMAIN
-from lowbit.formats import Binary, Block, Float, Format, Int, Ternary
+from lowbit.formats import Binary, Block, Float, Format, Int, MidRise, Ternary
 from lowbit.granularity import PerChannel, PerGroup, PerTensor
 from lowbit.layers import Quantized, output_granularity, weighted_layers
 from lowbit.quantizer import Codes, Quantizer
@@ -217,7 +218,7 @@ class _Rewrite:
 
     def _integers(self, name: str, fmt: Format, codes: Tensor) -> str:
         """Grid values as int8, in units of `Format.unit`, from packed storage."""
-        if isinstance(fmt, Float):
+        if _is_indexed(fmt):
             table = (fmt.table() / (fmt.unit or 1)).numpy().astype(np.int8)
             return self.emit(
                 "Gather", [self.constant(f"{name}.table", table), self._index(name, fmt, codes)], f"{name}.int8"
@@ -226,10 +227,10 @@ class _Rewrite:
         return self.emit("Cast", [stored], f"{name}.int8", to=TensorProto.INT8) if fmt.bits <= 4 else stored
 
     def _packed(self, name: str, fmt: Format, codes: Tensor) -> str:
-        bits = next(b for b in _CONTAINERS if b >= fmt.bits and (b != 2 or self.opset >= 25))
-        return self.constant(f"{name}.codes", fmt.decode(codes).numpy().astype(_CONTAINERS[bits]))
+        container = _CONTAINERS[_container_bits(fmt, self.opset)]
+        return self.constant(f"{name}.codes", fmt.decode(codes).numpy().astype(container))
 
-    def _index(self, name: str, fmt: Float, codes: Tensor) -> str:
+    def _index(self, name: str, fmt: Format, codes: Tensor) -> str:
         kind = ml_dtypes.uint4 if fmt.bits <= 4 else np.uint8 if fmt.bits <= 8 else np.uint16
         index = self.constant(f"{name}.codes", codes.numpy().astype(kind))
         return self.emit("Cast", [index], f"{name}.index", to=TensorProto.INT32)
@@ -243,7 +244,7 @@ class _Rewrite:
 
     def _float_values(self, name: str, fmt: Format, codes: Tensor) -> str:
         """Unscaled numbers as float32, from the smallest storage the runtime reads."""
-        if not isinstance(fmt, Float):
+        if not _is_indexed(fmt):
             return self.emit("Cast", [self._packed(name, fmt, codes)], f"{name}.values", to=TensorProto.FLOAT)
         if fmt in _CASTABLE:
             array = fmt.decode(codes).numpy().astype(_CASTABLE[fmt][1])  # type: ignore[call-overload]
@@ -270,7 +271,7 @@ class _Rewrite:
             return False
         layer, transposed = self.marked[node.input[1]]
         codes = self.codes_of(layer)
-        fits = isinstance(codes.format, Int | Ternary | Binary) and codes.format.bits <= 4
+        fits = isinstance(codes.format, Int | MidRise | Ternary | Binary) and _value_bits(codes.format) <= 4
         groups = isinstance(codes.granularity, PerGroup) and codes.granularity.size in _BLOCK_SIZES
         whole = groups and codes.shape[1] == codes.blocked_shape[1:].numel()
         return fits and whole and transposed != any(a.name == "transB" and a.i for a in node.attribute)
@@ -279,7 +280,7 @@ class _Rewrite:
         """A layer's node as MatMulNBits, which adds the bias too."""
         layer, _ = self.marked[node.input[1]]
         codes = self.codes_of(layer)
-        (rows, groups, size), bits = codes.blocked_shape, 2 if codes.format.bits <= 2 else 4
+        (rows, groups, size), bits = codes.blocked_shape, 2 if _value_bits(codes.format) <= 2 else 4
         if (stored := self.blocks.get(layer)) is None:
             # unsigned, with a zero point of half the range, which is the default; the first code in the lowest bits
             unsigned = (codes.integers().cpu().reshape(rows, groups, -1, 8 // bits) + 2 ** (bits - 1)).to(torch.uint8)
@@ -455,6 +456,21 @@ class _Rewrite:
         return any(a.name == "perm" and list(a.ints) == [1, 0] for a in node.attribute)
 
 
+def _value_bits(fmt: Format) -> int:
+    """Bits of a two's complement integer that holds any value of a format of integers; odd ones need a bit more."""
+    return fmt.bits + isinstance(fmt, MidRise)
+
+
+def _container_bits(fmt: Format, opset: int) -> int:
+    """Bits of the integers in the file that hold the values of a format of integers."""
+    return next(b for b in _CONTAINERS if b >= _value_bits(fmt) and (b != 2 or opset >= 25))
+
+
+def _is_indexed(fmt: Format) -> bool:
+    """Whether weights are stored as indices into a table: floats, and integers that 4 or 8 bits hold only as such."""
+    return isinstance(fmt, Float) or fmt in (MidRise(4), MidRise(8))
+
+
 def how_stored(fmt: Format, opset: int) -> str:
     """What a weight format becomes in the file, where that is not what its name says; empty if it is."""
     if isinstance(fmt, Block):
@@ -463,14 +479,14 @@ def how_stored(fmt: Format, opset: int) -> str:
         return f"{fmt} weights save size only: runtimes compute with them in float32"
     if fmt.unit is None:
         return f"{fmt} weights save size only: runtimes turn them into float32 while loading"
-    if isinstance(fmt, Float):
+    if _is_indexed(fmt):
         return (
             f"{fmt} weights are stored as {4 if fmt.bits <= 4 else 8}-bit indices; the kernels compute on int8, exactly"
         )
-    container = next(b for b in _CONTAINERS if b >= fmt.bits and (b != 2 or opset >= 25))
+    container = _container_bits(fmt, opset)
     if container == fmt.bits:
         return ""
-    more = "; opset 25 stores them in 2" if fmt.bits <= 2 and opset < 25 else ""
+    more = "; opset 25 stores them in 2" if _value_bits(fmt) <= 2 and opset < 25 else ""
     return f"{fmt} weights are stored in {container} bits each{more}"
 
 

@@ -1,0 +1,233 @@
+"""Claim: a low-bit ResNet-20 learns from its float teacher without labels, as well as with them, at little cost.
+
+--part table: {EWGS, LSQ, PACT, DoReFa} x {W4A4, W3A3, W2A2}, with labels (QAT) and without (SQAKD), 2 epochs each.
+--part best: the best of them, trained for longer, first and last layer and sums at 8 bits, as the file then runs.
+--part cost: step time and memory for backward beside the float network's, at batch 128, in one run.
+
+The last 5,000 training images are held out: they choose the epoch. The test images are looked at once a run. Each run
+keeps its checkpoints and its result in runs/benchmarks/distillation, so the script can be stopped and goes on; with a
+GPU it uses it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+import lowbit as lb
+from _figures import emit, parser
+from _mobilenet import NORMALIZE
+from lowbit import families, files, models
+from lowbit.data import open_data
+from lowbit.methods.distillation import kl_divergence
+from lowbit.quantizer import Quantizer
+from lowbit.training import crop_and_flip
+
+KEPT = Path(__file__).resolve().parents[1] / "runs" / "benchmarks" / "distillation"
+VALIDATION = 5000
+FAMILIES = ("ewgs", "lsq", "pact", "dorefa")
+BITS = (4, 3, 2)
+BEST_FAMILY, BEST_EPOCHS = "ewgs", 8
+TARGETS = {4: ">= 91.6", 3: ">= 91.0", 2: ">= 88.5"}
+# what the last 5,000 training images chose, for all runs alike
+SETTINGS = {"batch_size": 128, "rate": 2e-3, "precision": "bf16", "channels_last": True}
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One training: `place` says what is low-bit beside the 18 inner convolutions and the linear layer."""
+
+    family: str
+    bits: int
+    loss: str
+    epochs: int
+    seed: int
+    place: str = "paper"
+
+    @property
+    def name(self) -> str:
+        """Its folder."""
+        return "-".join(str(value) for value in dataclasses.astuple(self))
+
+    def recipe(self) -> lb.Recipe:
+        """Weights on integers for LSQ, else on EWGS's and DoReFa's grid; where the paper has float, float or 8 bits."""
+        weights = lb.Int(self.bits) if self.family == "lsq" else lb.MidRise(self.bits)
+        inner = lb.Rule(weights=weights, activations=lb.Int(self.bits))
+        outer = lb.Int(8) if self.place == "deployed" else None
+        ends = [lb.Rule(match=name, weights=outer, activations=outer) for name in ("conv1", "linear")]
+        return lb.Recipe((inner, *ends), glue=outer)
+
+
+class Cifar:
+    """CIFAR-10 in memory."""
+
+    def __init__(self, folder: Path, quick: bool) -> None:
+        data = open_data(str(folder / "train-*.parquet"), preprocess=NORMALIZE, limit=2048 if quick else None)
+        test = open_data(str(folder / "test-*.parquet"), preprocess=NORMALIZE, limit=500 if quick else None)
+        batches, held = list(data.batches(250)), 2 if quick else VALIDATION // 250
+        self.train, self.held_out, self.test = batches[:-held], batches[-held:], list(test.batches(250))
+        self.folder = folder
+
+    def teacher(self) -> nn.Module:
+        """The given ResNet-20."""
+        return models.load("lowbit.models:resnet20", self.folder / "resnet20.safetensors").eval()
+
+
+BLACK = tuple(-mean / std for mean, std in zip(NORMALIZE.mean, NORMALIZE.std, strict=True))
+
+
+def measured(run: Run, cifar: Cifar, kept: Path) -> dict[str, float]:
+    """The figures of a run, from its folder if it is done."""
+    folder = kept / run.name
+    if (folder / "result.json").exists():
+        return json.loads(files.read_text(folder / "result.json"))  # type: ignore[no-any-return]
+    teacher, began = cifar.teacher(), time.perf_counter()
+    student = lb.quantize(teacher, run.recipe(), fold=False)
+    lb.calibrate(student, cifar.train[:4], progress=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", lb.TrainingWarning)
+        student, done = lb.distill(
+            *(student, teacher, cifar.train),
+            epochs=run.epochs,
+            quantizer=run.family,
+            loss=run.loss,
+            held_out=cifar.held_out,
+            augment=crop_and_flip(4, fill=BLACK),
+            folder=folder,
+            seed=run.seed,
+            **SETTINGS,
+        )
+    result = {
+        "test": 100 * accuracy(student, cifar.test),
+        "agreement": 100 * done.after,
+        "best": done.best,
+        "seconds": time.perf_counter() - began,
+        "delta": max(row.delta for row in done.ranges),
+    }
+    files.write_json(folder / "result.json", result)
+    return result
+
+
+def accuracy(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor | None]]) -> float:
+    """Top-1 of a model."""
+    with torch.no_grad():
+        return float(torch.cat([model(x).argmax(1) == y for x, y in batches]).float().mean())
+
+
+def table(cifar: Cifar, asked: argparse.Namespace, kept: Path) -> None:
+    """The paper's table."""
+    families_asked, bits_asked, epochs = (FAMILIES, BITS, 2) if not asked.quick else (FAMILIES[:1], BITS[-1:], 1)
+    for bits in reversed(bits_asked):
+        for family in families_asked:
+            for loss, what in (("kl", "SQAKD"), ("labels", "QAT with labels")):
+                count = asked.seeds if bits == 2 and not asked.quick else 1
+                found = [measured(Run(family, bits, loss, epochs, seed), cifar, kept)["test"] for seed in range(count)]
+                tell(f"{family} W{bits}A{bits} {what}, {epochs} epochs", found)
+
+
+def best(cifar: Cifar, asked: argparse.Namespace, kept: Path) -> None:
+    """The best quantizer for longer."""
+    epochs = 1 if asked.quick else BEST_EPOCHS
+    for bits in (2,) if asked.quick else BITS:
+        count = asked.seeds if bits == 2 and not asked.quick else 1
+        runs = [Run(BEST_FAMILY, bits, "kl", epochs, seed, "deployed") for seed in range(count)]
+        found = [measured(run, cifar, kept) for run in runs]
+        name = f"{BEST_FAMILY} W{bits}A{bits}, all layers, {epochs} epochs"
+        tell(name, [one["test"] for one in found], "" if asked.quick else TARGETS[bits])
+        emit(f"{name}: agreement with the teacher on held-out images", found[0]["agreement"], "%")
+
+
+def tell(name: str, found: list[float], target: str = "") -> None:
+    """A mean, and the spread of several seeds."""
+    emit(f"{name}, top-1{f', mean of {len(found)} seeds' if found[1:] else ''}", statistics.mean(found), "%", target)
+    if found[1:]:
+        emit(f"{name}, spread over seeds", max(found) - min(found), "points")
+
+
+def cost(cifar: Cifar, asked: argparse.Namespace) -> None:
+    """Times and memory of a step."""
+    images, labels = cifar.train[0][0][:128], cifar.train[0][1][:128]
+    teacher = cifar.teacher()
+    network = cifar.teacher().train()
+    steps = {"float": (network, lambda: nn.functional.cross_entropy(network(images), labels))}
+    for family in ("ewgs", "lsq"):
+        student = lb.quantize(teacher, Run(family, 2, "kl", 1, 0).recipe(), fold=False)
+        lb.calibrate(student, [images], progress=False)
+        families.begin(student, family, images)
+        for module in student.modules():
+            if isinstance(module, Quantizer) and family == "ewgs":
+                module.set_delta(0.1)
+        steps[family] = (student.train(), _distillation(student, teacher, images))
+    optimizers = {name: torch.optim.Adam(model.parameters(), 1e-4) for name, (model, _) in steps.items()}
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for turn in range(3 if asked.quick else 22):
+        for name, (_, loss) in steps.items():
+            began = time.perf_counter()
+            optimizers[name].zero_grad()
+            loss().backward()
+            optimizers[name].step()
+            if turn > 1:  # the first ones warm up
+                times[name].append(time.perf_counter() - began)
+    saved = {name: saved_bytes(loss) for name, (_, loss) in steps.items()}
+    emit("float training step", 1000 * statistics.median(times["float"]), "ms")
+    emit("float, saved for backward", saved["float"] / 1e6, "MB")
+    for name, most in (("ewgs", "<= 1.45"), ("lsq", "")):
+        ratios = [a / b for a, b in zip(times[name], times["float"], strict=True)]
+        emit(f"SQAKD W2A2 {name} step over float step", statistics.median(ratios), "x", "" if asked.quick else most)
+        memory = "<= 1.6" if name == "ewgs" else ""
+        emit(f"SQAKD W2A2 {name} saved for backward over float", saved[name] / saved["float"], "x", memory)
+
+
+def _distillation(student: nn.Module, teacher: nn.Module, images: Tensor) -> Callable[[], Tensor]:
+    def loss() -> Tensor:
+        with torch.no_grad():
+            target = teacher(images)
+        return kl_divergence(student(images), target, 4.0)
+
+    return loss
+
+
+def saved_bytes(loss: Callable[[], Tensor]) -> int:
+    """Bytes that a forward pass keeps for its backward pass, each storage counted once; parameters are none of them."""
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        if not isinstance(tensor, nn.Parameter):
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        result = loss()
+    del result
+    return sum(kept.values())
+
+
+def main() -> None:
+    """Run the parts that were asked for."""
+    options = parser(__doc__ or "")
+    options.add_argument("--part", choices=("table", "best", "cost", "all"), default="all")
+    options.add_argument("--seeds", type=int, default=3, help="of the W2A2 runs")
+    asked = options.parse_args()
+    cifar = Cifar(asked.data / "cifar10", asked.quick)
+    if not asked.quick:
+        emit("float top-1", 100 * accuracy(cifar.teacher(), cifar.test), "%", "= 91.73")
+    kept = KEPT / ("quick" if asked.quick else "full")
+    if asked.part in ("cost", "all"):
+        cost(cifar, asked)
+    if asked.part in ("best", "all"):
+        best(cifar, asked, kept)
+    if asked.part in ("table", "all"):
+        table(cifar, asked, kept)
+
+
+if __name__ == "__main__":
+    main()
