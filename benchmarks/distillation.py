@@ -30,7 +30,7 @@ from lowbit import families, files, models
 from lowbit.data import open_data
 from lowbit.methods.distillation import kl_divergence
 from lowbit.quantizer import Quantizer
-from lowbit.training import crop_and_flip
+from lowbit.training.samples import crop_and_flip
 
 KEPT = Path(__file__).resolve().parents[1] / "runs" / "benchmarks" / "distillation"
 VALIDATION = 5000

@@ -46,19 +46,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from lowbit import families, graph, training
+from lowbit import families, graph
 from lowbit.batches import Batch, Batches, call, inputs_of, labels_of, mapped, output_tensor
 from lowbit.errors import DataError, LayerError, RecipeError, TrainingError, TrainingWarning
 from lowbit.families import Curvature, FamilyName
 from lowbit.layers import weighted_layers
 from lowbit.quantization import note, origin
 from lowbit.quantizer import Quantizer
-from lowbit.training import Augment, Epoch, Shuffled
+from lowbit.training.keeping import Epoch
+from lowbit.training.loop import fit
+from lowbit.training.samples import Augment, Shuffled
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from lowbit.training import Fitting
+    from lowbit.training.loop import Fitting
 
 LossName = Literal["kl", "mse", "cosine", "labels"]
 HELD_OUT = 16  # every so many batches
@@ -185,7 +187,7 @@ def distill(
     families.begin(task.student, quantizer, held[0], exact=exact)
     if exact:
         fitting = {"absolute_scale_rate": fitting.get("rate", 1e-3) / 100, **fitting}
-    fitted = training.fit(
+    fitted = fit(
         _learning(task.student),
         task.cached_loss if cache_teacher else task.loss,
         train,

@@ -21,12 +21,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from lowbit import training
 from lowbit.batches import Batch, call, labels_of, output_tensor
 from lowbit.errors import DataError, LowbitError, TrainingError
 from lowbit.formats import Int
 from lowbit.quantizer import Quantizer
-from lowbit.training import Fitted, Shuffled, crop_and_flip, fit, parameter_groups, rate_share
+from lowbit.training.keeping import Fitted
+from lowbit.training.loop import Fitting, Loss, Optimizer, fit, parameter_groups, rate_share
+from lowbit.training.samples import Shuffled, crop_and_flip
 
 IMAGES = torch.randn(44, 3, 6, 6, generator=torch.Generator().manual_seed(0))
 LABELS = torch.randint(0, 4, (44,), generator=torch.Generator().manual_seed(1))
@@ -68,7 +69,7 @@ def rows(folder: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
-def test_loss_goes_down(optimizer: training.Optimizer) -> None:
+def test_loss_goes_down(optimizer: Optimizer) -> None:
     model = network(dropout=0)
     fitted = fit(model, cross_entropy, Shuffled(BATCHES, 11), epochs=20, rate=0.02, optimizer=optimizer)
     assert fitted.epochs[-1].loss < 0.2 < fitted.epochs[0].loss
@@ -347,7 +348,7 @@ def test_generator() -> None:
     "loss",
     [lambda m, b: functional.cross_entropy(m(b[0]), b[1], reduction="none"), lambda m, b: m(b[0]).detach().sum()],
 )
-def test_loss_of_a_wrong_kind(loss: training.Loss) -> None:
+def test_loss_of_a_wrong_kind(loss: Loss) -> None:
     with pytest.raises(TrainingError, match="expected a scalar that depends on what learns"):
         fit(network(), loss, BATCHES, epochs=1)
 
@@ -367,7 +368,7 @@ def test_options_that_do_not_exist(options: dict[str, Any], message: str) -> Non
 
 
 def test_keywords_that_methods_pass_on() -> None:
-    assert set(training.Fitting.__annotations__) <= set(inspect.signature(fit).parameters)
+    assert set(Fitting.__annotations__) <= set(inspect.signature(fit).parameters)
 
 
 # Augmentation
@@ -498,7 +499,7 @@ def test_rates_of_scales_are_those_of_the_first_start(tmp_path: Path) -> None:
 
 
 def test_buffer_that_training_sets(tmp_path: Path) -> None:
-    def with_delta(folder: Path | None, loss: training.Loss) -> Quantizer:
+    def with_delta(folder: Path | None, loss: Loss) -> Quantizer:
         quantizer = Quantizer(Int(8), symmetric=True)
         quantizer.scale = nn.Parameter(torch.tensor(0.02))
         model = nn.Sequential(quantizer, network())
@@ -519,7 +520,7 @@ import torch
 warnings.simplefilter("error")
 torch.set_num_threads(1)
 sys.path.insert(0, {tests!r})
-import test_training as tests
+import test_loop as tests
 model = tests.network()
 {body}
 torch.save(model.state_dict(), Path({folder!r}) / "model.pt")
@@ -624,7 +625,7 @@ def test_folder_that_cannot_be_written(tmp_path: Path) -> None:
 # Loss that is not finite
 
 
-def explodes_after(steps: int) -> training.Loss:
+def explodes_after(steps: int) -> Loss:
     made = 0
 
     def loss(model: nn.Module, batch: Batch) -> Tensor:

@@ -1,0 +1,1 @@
+"""How networks are trained: one loop for every method, the samples it draws, and what it keeps."""
