@@ -36,6 +36,7 @@ KEPT = Path(__file__).resolve().parents[1] / "runs" / "benchmarks" / "distillati
 VALIDATION = 5000
 FAMILIES = ("ewgs", "lsq", "pact", "dorefa")
 BITS = (4, 3, 2)
+LOSSES = {"kl": "SQAKD", "labels": "QAT with labels"}
 BEST_FAMILY, BEST_EPOCHS = "ewgs", 8
 TARGETS = {4: ">= 91.6", 3: ">= 91.0", 2: ">= 88.5"}
 # what the last 5,000 training images chose, for all runs alike
@@ -125,25 +126,47 @@ def accuracy(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor | None]]) 
 
 def table(cifar: Cifar, asked: argparse.Namespace, kept: Path) -> None:
     """The paper's table."""
-    families_asked, bits_asked, epochs = (FAMILIES, BITS, 2) if not asked.quick else (FAMILIES[:1], BITS[-1:], 1)
-    for bits in reversed(bits_asked):
-        for family in families_asked:
-            for loss, what in (("kl", "SQAKD"), ("labels", "QAT with labels")):
-                count = asked.seeds if bits == 2 and not asked.quick else 1
-                found = [measured(Run(family, bits, loss, epochs, seed), cifar, kept)["test"] for seed in range(count)]
-                tell(f"{family} W{bits}A{bits} {what}, {epochs} epochs", found)
+    families_asked, bits_asked, epochs = (FAMILIES[:1], BITS[-1:], 1) if asked.quick else (FAMILIES, BITS, 2)
+    runs = [
+        Run(family, bits, loss, epochs, seed)
+        for bits in reversed(bits_asked)
+        for family in families_asked
+        for loss in LOSSES
+        for seed in range(asked.seeds if bits == 2 and not asked.quick else 1)
+    ]
+    found = results(runs, cifar, kept)
+    for run, same in groups(found).items():
+        name = f"{run.family} W{run.bits}A{run.bits} {LOSSES[run.loss]}, {epochs} epochs"
+        tell(name, [one["test"] for one in same])
 
 
 def best(cifar: Cifar, asked: argparse.Namespace, kept: Path) -> None:
     """The best quantizer for longer."""
     epochs = 1 if asked.quick else BEST_EPOCHS
-    for bits in (2,) if asked.quick else BITS:
-        count = asked.seeds if bits == 2 and not asked.quick else 1
-        runs = [Run(BEST_FAMILY, bits, "kl", epochs, seed, "deployed") for seed in range(count)]
-        found = [measured(run, cifar, kept) for run in runs]
-        name = f"{BEST_FAMILY} W{bits}A{bits}, all layers, {epochs} epochs"
-        tell(name, [one["test"] for one in found], "" if asked.quick else TARGETS[bits])
-        emit(f"{name}: agreement with the teacher on held-out images", found[0]["agreement"], "%")
+    runs = [
+        Run(BEST_FAMILY, bits, "kl", epochs, seed, "deployed")
+        for bits in ((2,) if asked.quick else reversed(BITS))
+        for seed in range(asked.seeds if bits == 2 and not asked.quick else 1)
+    ]
+    for run, same in groups(results(runs, cifar, kept)).items():
+        name = f"{BEST_FAMILY} W{run.bits}A{run.bits}, all layers, {epochs} epochs"
+        tell(name, [one["test"] for one in same], "" if asked.quick else TARGETS[run.bits])
+        agreement = statistics.mean(one["agreement"] for one in same)
+        emit(f"{name}: agreement with the teacher on held-out images", agreement, "%")
+
+
+def results(runs: list[Run], cifar: Cifar, kept: Path) -> dict[Run, dict[str, float]]:
+    """The figures of all runs, one seed after the other."""
+    found = {run: measured(run, cifar, kept) for run in sorted(runs, key=lambda run: run.seed)}
+    return {run: found[run] for run in runs}
+
+
+def groups(found: dict[Run, dict[str, float]]) -> dict[Run, list[dict[str, float]]]:
+    """Runs that differ by seed alone, by their first."""
+    together: dict[Run, list[dict[str, float]]] = {}
+    for run, figures in found.items():
+        together.setdefault(dataclasses.replace(run, seed=0), []).append(figures)
+    return together
 
 
 def tell(name: str, found: list[float], target: str = "") -> None:

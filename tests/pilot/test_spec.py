@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 import yaml
 
 import lowbit as lb
-from lowbit.pilot.spec import PilotSpec, load_spec
+from lowbit.data import Preprocess, from_arrays
+from lowbit.methods.distillation import distill
+from lowbit.pilot.spec import DistillSpec, PilotSpec, PreprocessSpec, load_spec
+from lowbit.training.loop import Fitting
 
 VALID: dict[str, Any] = {
     "name": "cats",
@@ -28,6 +34,7 @@ VALID: dict[str, Any] = {
         {"name": "w8a8", "weights": "int8", "activations": "int8"},
         {"name": "w4", "weights": "int4", "granularity": "group:16", "glue": None},
         {"name": "head-8", "weights": "int4", "activations": "int8", "rules": [{"match": "head", "weights": "int8"}]},
+        {"name": "w2", "weights": "int2", "activations": "int4", "distill": {"epochs": 3, "crop": 2}},
     ],
 }
 
@@ -71,7 +78,7 @@ def test_valid_file(tmp_path: Path) -> None:
     assert spec == PilotSpec.model_validate(VALID)
     assert (spec.seed, spec.runtime.threads, spec.runtime.batches) == (7, 2, (1, 8))
     assert spec.data.test.preprocess.mean == (0.5,)
-    first, second, third = (variant.to_recipe(tmp_path, "here") for variant in spec.variants)
+    first, second, third, _ = (variant.to_recipe(tmp_path, "here") for variant in spec.variants)
     assert first == lb.Recipe.uniform("int8", "int8")
     assert second == lb.Recipe.uniform("int4", None, granularity="group:16")
     assert [(rule.match, str(rule.weights)) for rule in third.rules] == [("*", "int4"), ("head", "int8")]
@@ -86,6 +93,72 @@ def test_recipe_file_is_relative_to_the_pilot_file(tmp_path: Path, monkeypatch: 
     assert load_spec(path).variants[0].to_recipe(tmp_path, "here") == recipe
 
 
+def test_recipe_file_may_be_distilled(tmp_path: Path) -> None:
+    lb.Recipe.uniform("int4", "int8").save(tmp_path / "w4.yaml")
+    path = tmp_path / "pilot.yaml"
+    path.write_text(yaml.safe_dump(changed(("variants",), [{"name": "w4", "recipe": "w4.yaml", "distill": {}}])))
+    (variant,) = load_spec(path).variants
+    assert variant.distill == DistillSpec()
+
+
+def test_what_the_file_does_not_say_is_left_to_distill() -> None:
+    assert DistillSpec().options() == {
+        "epochs": 2,
+        "exact": False,
+        "loss": "kl",
+        "features": (),
+        "cache_teacher": False,
+    }
+    given = {"epochs": 3, "quantizer": "lsq", "rate": 0.1, "optimizer": "sgd", "features": ["head"], "crop": 1}
+    options = DistillSpec.model_validate(given).options()
+    assert options["features"] == ("head",)
+    assert set(options) - set(DistillSpec().options()) == {"quantizer", "rate", "optimizer"}
+
+
+def test_every_option_is_one_of_distill() -> None:
+    """Its signature, and what it passes on to `fit`, have a keyword for each field."""
+    taken = {*inspect.signature(distill).parameters, *Fitting.__annotations__}
+    assert set(DistillSpec.model_fields) - {"crop", "flip"} <= taken
+
+
+def test_crop_and_flip_become_an_augmentation() -> None:
+    assert DistillSpec().augment((1.0,)) is None
+    images, generator = torch.rand(8, 2, 5, 5), torch.Generator().manual_seed(0)
+    cropped = DistillSpec(crop=2).augment((-3.0, 7.0))
+    assert cropped is not None
+    moved = cropped(images, generator)
+    assert isinstance(moved, torch.Tensor)
+    borders = {value for channel in moved.movedim(1, 0) for value in channel.unique().tolist() if not 0 <= value < 1}
+    assert borders == {-3.0, 7.0}
+    flipped = DistillSpec(flip=True).augment(())
+    assert flipped is not None
+    turned = flipped(images, generator)
+    assert isinstance(turned, torch.Tensor)
+    kept = [bool((a == b).all()) for a, b in zip(turned, images, strict=True)]
+    assert set(kept) == {True, False}
+    mirrored = [bool((a == b.flip(-1)).all()) for a, b in zip(turned, images, strict=True)]
+    assert [a or b for a, b in zip(kept, mirrored, strict=True)] == [True] * 8
+
+
+@pytest.mark.parametrize(
+    ("preprocess", "black"),
+    [
+        ({}, ()),
+        ({"scale": 255, "std": [0.25]}, ()),
+        ({"mean": [0.5]}, (-0.5,)),
+        ({"mean": [0.5], "std": [0.25]}, (-2.0,)),
+        ({"mean": [0.5, 0.25], "std": [0.25]}, (-2.0, -1.0)),
+        ({"mean": [0.5], "std": [0.25, 0.5]}, (-2.0, -1.0)),
+        ({"mean": [0.0, 0.5], "std": [1.0, 0.25]}, (0.0, -2.0)),
+    ],
+)
+def test_black_pixel_after_preprocessing(preprocess: dict[str, Any], black: tuple[float, ...]) -> None:
+    assert PreprocessSpec.model_validate(preprocess).black() == black
+    if "scale" not in preprocess:
+        prepared = next(iter(from_arrays(np.zeros((1, 2, 3, 3)), preprocess=Preprocess(**preprocess)).batches(1)))[0]
+        assert prepared[0, :, 0, 0].tolist() == [*(black * 2)[:2]] or not black
+
+
 @pytest.mark.parametrize(
     ("place", "path", "near"),
     [
@@ -96,6 +169,8 @@ def test_recipe_file_is_relative_to_the_pilot_file(tmp_path: Path, monkeypatch: 
         (("kpi", "minimun"), "kpi.minimun", "'minimum'"),
         (("runtime", "thread"), "runtime.thread", "'threads'"),
         (("variants", 1, "weight"), "variants[1].weight", "'weights'"),
+        (("data", "trian"), "data.trian", "'train'"),
+        (("variants", 3, "distill", "epoch"), "variants[3].distill.epoch", "'epochs'"),
     ],
 )
 def test_unknown_key_names_its_place_and_the_nearest_key(
@@ -143,6 +218,43 @@ def test_key_unlike_any_other_lists_the_known_ones(tmp_path: Path) -> None:
         (("variants", 0, "glue"), "int-8", "variants[0].glue: unknown format 'int-8'"),
         (("variants", 0, "granularity"), "row", "variants[0].granularity: unknown granularity 'row'"),
         (("variants", 0, "opset"), 26, "variants[0].opset: Input should be less than or equal to 25, got 26"),
+        (("data", "train"), "train.npz", "data.train: Input should be a valid dictionary"),
+        (("variants", 3, "distill"), None, "variants[3].distill: it is empty; write {} to distill with every default"),
+        (("variants", 3, "distill"), True, "variants[3].distill: Input should be a valid dictionary"),
+        *(
+            (("variants", 3, "distill", key), value, f"variants[3].distill.{key}: Input should be {told}")
+            for key, value, told in (
+                ("epochs", 0, "greater than or equal to 1, got 0"),
+                ("epochs", 1.5, "a valid integer"),
+                ("quantizer", "lsq+", "'fixed', 'lsq', 'pact', 'dorefa' or 'ewgs', got 'lsq+'"),
+                ("exact", "perhaps", "a valid boolean"),
+                ("loss", "l2", "'kl', 'mse', 'cosine' or 'labels', got 'l2'"),
+                ("temperature", 0, "greater than 0, got 0"),
+                ("features", "head", "a valid tuple"),
+                ("batch_size", 0, "greater than or equal to 1, got 0"),
+                ("rate", -0.1, "greater than 0, got -0.1"),
+                ("rate", float("inf"), "a finite number"),
+                ("scale_rate", -1, "greater than or equal to 0, got -1"),
+                ("optimizer", "lion", "'adam' or 'sgd', got 'lion'"),
+                ("weight_decay", -1, "greater than or equal to 0, got -1"),
+                ("clip", 0, "greater than 0, got 0"),
+                ("precision", "int8", "'float32', 'bf16' or 'fp16', got 'int8'"),
+                ("delta_every", 0, "greater than or equal to 1, got 0"),
+                ("crop", -1, "greater than or equal to 0, got -1"),
+            )
+        ),
+        *(
+            (("variants", 3, "distill"), given, f"variants[3].distill: {told}")
+            for given, told in (
+                ({"loss": "mse", "temperature": 4}, "temperature is of loss 'kl', and loss is 'mse'; leave it out"),
+                ({"loss": "labels", "features": ["head"]}, "features are the teacher's, and loss 'labels' has none"),
+                ({"quantizer": "lsq", "delta_every": 2}, "delta_every is of quantizer 'ewgs', and quantizer is 'lsq'"),
+                (
+                    {"cache_teacher": True, "flip": True},
+                    "cache_teacher keeps one output a sample, which features, crop",
+                ),
+            )
+        ),
         (
             ("variants", 0),
             {"name": "w8"},

@@ -101,6 +101,20 @@ def test_agreement_difference_is_what_is_lost() -> None:
     assert found.value == -0.25
 
 
+def test_difference_from_another_baseline() -> None:
+    """Agreement stays that with the float model; what is paired is the baseline."""
+    outputs, baseline, reference = one_hot([0, 1, 1, 1]), one_hot([1, 1, 1, 0]), one_hot([0, 1, 1, 1])
+    labels = np.array([1, 1, 1, 1])
+    agreement = statistics.difference("agreement", outputs, None, reference, 0, baseline=baseline)
+    assert agreement.value == 0.5
+    accuracy = statistics.difference("accuracy", outputs, labels, reference, 0, baseline=baseline)
+    assert accuracy.value == 0
+    targets = np.array([1.0, 2.0, 3.0], np.float32)
+    near, far = targets + np.float32(0.1), targets + np.float32(0.5)
+    r2 = statistics.difference("r2", near, targets, targets, 0, baseline=far)
+    assert r2.value == pytest.approx((0.75 - 0.03) / 2, abs=1e-6)
+
+
 def test_r2_by_hand() -> None:
     """Targets 1, 2, 3 have 2 as total sum of squares; residuals of 0.5 leave 0.75 / 2."""
     targets = np.array([1.0, 2.0, 3.0], np.float32)

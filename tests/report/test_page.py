@@ -12,13 +12,17 @@ from typing import Any
 import pytest
 
 from lowbit.pilot.record import (
+    DistillationRow,
+    EpochRow,
     Kpi,
     LatencyRow,
     LayerRow,
     ObstacleRow,
     Provenance,
+    RangeRow,
     Run,
     Score,
+    TeacherRow,
     Trial,
     Verdict,
     VerificationRow,
@@ -98,9 +102,22 @@ def trial(
     )
 
 
+DISTILLATION = DistillationRow(
+    "ewgs",
+    exact=False,
+    loss="kl",
+    teacher=TeacherRow(0.4312, 0.971, 0.911, ("its largest class probability is 0.43, expected at least 0.50",)),
+    epochs=tuple(EpochRow(n, 0.9 / n, 0.8 + 0.02 * n, 1e-3, 12.0) for n in range(1, 5)),
+    best=4,
+    before=0.8,
+    after=0.88,
+    ranges=tuple(RangeRow(f"{name}.weight_quantizer", -0.5018, 0.2508, -0.4, 0.2, 0.125, 0.02) for name in LAYERS),
+    post_training=Score(0.901, 0.895, 0.907, 10_000),
+    gain=Score(0.0152, 0.0088, 0.0217, 10_000),
+)
 FLOAT = trial("float", 32, 0.9185, "meets", size=1_176_000)
 W8A8 = trial("w8a8", 8, 0.9181, "meets", speed=2.1, size=372_000)
-W4A8 = trial("w4a8", 4, 0.9162, "meets", speed=2.1, size=240_000)
+W4A8 = replace(trial("w4a8", 4, 0.9162, "meets", speed=2.1, size=240_000), distillation=DISTILLATION)
 HOSTILE_NAME = trial(HOSTILE, 3, 0.9105, "borderline", speed=1.9, size=196_000)
 W2A8 = trial("w2a8", 2, 0.8427, "misses", speed=0.8, size=160_000)
 FAILED = Trial(
@@ -231,6 +248,14 @@ def test_a_run_of_any_trials_has_a_page_and_a_sentence(trials: tuple[Trial, ...]
         "the whole file this processor has no VNNI measure on one that has it",
         "head.5 and 2 more fewer than 50,000 MACs a sample larger batches",
         "- match: '*' weights: int4 activations: int8",  # recipe
+        "w4a8 meets distilled, ewgs smallest that meets",  # in the overview
+        "Against post-training alone, which has 90.10 %, training gained accuracy: +1.52 pp (95 % interval +0.88 to",
+        "Same prediction as the teacher on held-out inputs: 80.00 % before training, 88.00 % after.",
+        "its largest class probability is 43.12 % on average, under augmentation it agrees with itself by 97.10 %",
+        "A weak teacher: its largest class probability is 0.43, expected at least 0.50.",
+        "Training loss against the float model's outputs",
+        "Ranges of 6 quantizers, before and after training",
+        "Quantizer Before After Delta Clipped stem.conv.weight_quantizer −0.502 to 0.251 −0.400 to 0.200 0.125 2.00 %",
         "lowbit pilot pilot.yaml --jobs 2",
         "4 March 2026, 09:05 UTC",
     ],
@@ -246,6 +271,48 @@ def test_a_variant_without_obstacles_says_so() -> None:
     assert said in Outline(render(replace(RUN, trials=(FLOAT, clean)))).text
     assert said not in Outline(render(replace(RUN, trials=(FLOAT, W4A8)))).text
     assert "not faster" not in Outline(render(replace(RUN, trials=(FLOAT,)))).text
+
+
+def test_a_distilled_variant_has_curves_with_text_alternatives(outline: Outline) -> None:
+    labels = [svg["aria-label"] for svg in outline.all("svg") if "by epoch" in svg.get("aria-label", "")]
+    assert [label.partition(":")[0] for label in labels] == [
+        "Plot of training loss by epoch",
+        "Plot of agreement with the teacher by epoch",
+    ]
+
+
+def with_distillation(**fields: Any) -> Outline:
+    distilled = replace(W4A8, distillation=replace(DISTILLATION, **fields))
+    return Outline(render(replace(RUN, trials=(FLOAT, distilled))))
+
+
+def test_only_ewgs_shows_delta() -> None:
+    text = with_distillation(quantizer="lsq").text
+    assert "distilled, lsq" in text
+    assert "Quantizer Before After Clipped stem.conv.weight_quantizer −0.502 to 0.251 −0.400 to 0.200 2.00 %" in text
+
+
+def test_a_variant_trained_on_labels_says_so() -> None:
+    assert "trained on labels, ewgs" in with_distillation(loss="labels").text
+
+
+@pytest.mark.parametrize(("count", "is_open"), [(1, True), (8, True), (9, False)])
+def test_long_tables_of_ranges_are_closed(count: int, is_open: bool) -> None:
+    outline = with_distillation(ranges=(DISTILLATION.ranges[0],) * count)
+    (table,) = [d for d in outline.all("details") if d["class"] == "ranges"]
+    assert ("open" in table) == is_open
+
+
+def test_a_distillation_without_ranges_or_figures_has_a_section() -> None:
+    outline = with_distillation(ranges=(), gain=None, post_training=None, before=None, after=None, epochs=())
+    assert "What training gained over post-training alone is not known" in outline.text
+    assert not [d for d in outline.all("details") if d["class"] == "ranges"]
+
+
+def test_without_distillation_the_page_does_not_speak_of_it() -> None:
+    text = Outline(render(replace(RUN, trials=(FLOAT, W8A8)))).text
+    assert "Distillation" not in text
+    assert "Delta" not in text
 
 
 def test_every_layer_of_every_variant_has_a_row(outline: Outline) -> None:

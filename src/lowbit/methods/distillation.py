@@ -181,6 +181,8 @@ def distill(
     train, held = _split(batches, held_out, batch_size, seed)
     task = _Task(copy.deepcopy(student), copy.deepcopy(teacher), loss, temperature, tuple(features), held)
     checked = check_teacher(teacher, held, augment=augment, seed=seed)
+    if fitting.get("channels_last"):
+        task.teacher.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if cache_teacher:
         train = _cached(train, task, augment)
     before, ranges = task.agreement(task.student), _bounds(task.student)

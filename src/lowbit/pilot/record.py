@@ -87,8 +87,70 @@ class VerificationRow:
 
 
 @dataclass(frozen=True)
+class EpochRow:
+    """One pass over the training inputs: mean loss, score on held-out inputs, last learning rate, wall time.
+
+    `agreement` is with the teacher; where labels were learned and held-out inputs have some, it is with these.
+    """
+
+    number: int
+    loss: float
+    agreement: float | None
+    rate: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class RangeRow:
+    """The range of a quantizer before and after training, EWGS's delta at the end, and the share that is clipped."""
+
+    name: str
+    low_before: float
+    high_before: float
+    low: float
+    high: float
+    delta: float
+    clipped: float
+
+
+@dataclass(frozen=True)
+class TeacherRow:
+    """What was found of the teacher on held-out inputs; None where it does not apply.
+
+    `confidence` is its mean largest class probability, `agreement` how well its outputs hold under augmentation.
+    """
+
+    confidence: float | None
+    agreement: float
+    accuracy: float | None
+    concerns: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class DistillationRow:
+    """How a variant was distilled, and what that gained over post-training alone.
+
+    `before` and `after` say how well held-out outputs agree with the teacher's, 1 at best, and `best` is the number of
+    the epoch that was kept. `post_training` is the KPI's metric of the post-trained student on the test data, and
+    `gain` that of the distilled file less it, paired on the same samples; both are None where it has no such figure.
+    """
+
+    quantizer: str
+    exact: bool
+    loss: str
+    teacher: TeacherRow
+    epochs: tuple[EpochRow, ...]
+    best: int
+    before: float | None
+    after: float | None
+    ranges: tuple[RangeRow, ...]
+    post_training: Score | None = None
+    gain: Score | None = None
+
+
+@dataclass(frozen=True)
 class Trial:
-    """One variant, measured: `recipe` is None for the float baseline.
+    """One variant, measured: `recipe` is None for the float baseline, `distillation` where nothing was trained.
 
     `difference` is the paired score difference from the float baseline on the same samples. Sizes are bytes;
     `bops` are MACs x weight bits x activation bits for one sample. A failed trial keeps its `error` and no figures.
@@ -114,6 +176,7 @@ class Trial:
     verification: VerificationRow | None = None
     notes: tuple[str, ...] = ()
     seconds: float = 0.0
+    distillation: DistillationRow | None = None
 
 
 @dataclass(frozen=True)

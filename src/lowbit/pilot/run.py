@@ -4,6 +4,7 @@ The run folder:
 
     run.json                     what was asked and what made it (a `Run` without trials)
     variants/<name>/             model.onnx, manifest.json, recipe.yaml, outputs.npy, and last trial.json
+    variants/<name>/training/    of a distilled variant: log.jsonl, and until it is finished its checkpoints
     latency.json                 all files timed in turn, so that their ratios hold on a noisy machine
     report.html                  written by `lowbit.report` from the above
 
@@ -42,7 +43,7 @@ from lowbit.errors import DataError, LowbitError
 from lowbit.export.runtime import Session, arrays, open_session
 from lowbit.pilot import statistics
 from lowbit.pilot.record import Kpi, LatencyRow, Provenance, Run, Timings, Trial, read
-from lowbit.pilot.spec import PilotSpec
+from lowbit.pilot.spec import DistillSpec, PilotSpec
 from lowbit.pilot.trial import Samples, Settings, Task, finished, run_trial
 from lowbit.progress import track
 from lowbit.recipe import Recipe
@@ -50,7 +51,7 @@ from lowbit.recipe import Recipe
 REPEATS = 100
 _PACKAGES = ("lowbit", "torch", "onnx", "onnxruntime", "numpy")
 Say = Callable[[str], None]
-Shared = tuple[nn.Module, Samples, Samples, Settings]
+Shared = tuple[nn.Module, Samples, Samples, Samples, Settings]
 
 
 def run_pilot(
@@ -60,6 +61,7 @@ def run_pilot(
     test: Samples,
     folder: Path,
     *,
+    train: Samples | None = None,
     base: Path | None = None,
     provenance: Mapping[str, object] | None = None,
     jobs: int = 1,
@@ -74,6 +76,7 @@ def run_pilot(
         calibration: inputs that set activation scales; labels are not used.
         test: inputs, and labels if the metric needs them, that the report is about.
         folder: where the run is written.
+        train: inputs that variants with `distill` train on; by default what the pilot file says.
         base: what paths in the pilot file are relative to; the current folder by default.
         provenance: more to note in each file's manifest, such as where the data is.
         jobs: trials at once, in processes of their own (joblib; `joblib.parallel_config` chooses a cluster).
@@ -81,14 +84,15 @@ def run_pilot(
         progress: show bars on a terminal.
 
     Raises:
-        DataError: the metric needs labels that are missing, the model does not take the data, a record of an earlier
-            run is damaged, or results cannot be written.
+        DataError: the metric or a loss needs labels that are missing, the model does not take the data, a record of an
+            earlier run is damaged, or results cannot be written.
         RecipeError: a variant's recipe cannot be read.
     """
     where, metric, runtime = base or Path(), spec.kpi.metric, spec.runtime
     statistics.check_metric(metric, None if test.labels is None else test.labels.numpy(), where)
+    train, black = _training_data(spec, calibration, train, where)
     with torch.no_grad():
-        for samples in (calibration, test):
+        for samples in (calibration, test, train):
             output_tensor(call(model, next(iter(samples.batches(2)))))
     settings = Settings(metric, spec.seed, runtime.name, runtime.threads, dict(provenance or {}), where)
     weights_hash, versions = _weights_hash(model), _versions(runtime.name)
@@ -96,21 +100,23 @@ def run_pilot(
     about += [metric, spec.seed, runtime.name, runtime.threads, versions]
 
     def task(name: str, recipe: Recipe | None, **how: Any) -> Task:
-        content = json.dumps([*about, recipe.to_dict() if recipe else None, how], sort_keys=True)
+        asked = [recipe.to_dict() if recipe else None, how, *([train.hash] if "distill" in how else [])]
+        content = json.dumps([*about, *asked], sort_keys=True, default=_plain)
         fingerprint = hashlib.sha256(content.encode()).hexdigest()[:16]
         return Task(name, folder / "variants" / name, fingerprint, recipe, **how)
 
     tasks = [task("float", None)]
     for v in spec.variants:
         recipe = v.to_recipe(where, f"{spec.name}: {v.name}")
-        tasks.append(task(v.name, recipe, opset=v.opset, level=v.level, widen_most=v.widen_most))
+        trained = {"distill": v.distill, "black": black} if v.distill else {}
+        tasks.append(task(v.name, recipe, opset=v.opset, level=v.level, widen_most=v.widen_most, **trained))
     folder.mkdir(parents=True, exist_ok=True)
     run = Run(
         spec.name,
         spec.model,
         Kpi(spec.kpi.metric, spec.kpi.minimum),
         spec.model_dump(mode="json", exclude_defaults=True),
-        _provenance(spec, calibration, test, weights_hash, versions),
+        _provenance(spec, [calibration, test, *([] if train is calibration else [train])], weights_hash, versions),
     )
     if (folder / "run.json").exists():
         earlier = read(Run, folder / "run.json")
@@ -120,7 +126,7 @@ def run_pilot(
     done = {t.name: trial for t in tasks if (trial := finished(t))}
     for trial in done.values():
         say(f"{summary(trial)} (kept)")
-    shared = (model, calibration, test, settings)
+    shared = (model, calibration, train, test, settings)
     imports = _Imports((spec.model, metric), where)
     for together in (tasks[:1], tasks[1:]):  # the float baseline alone: the others are compared with it
         for trial in _run([t for t in together if t.name not in done], shared, jobs, imports, progress):
@@ -128,6 +134,34 @@ def run_pilot(
             done[trial.name] = trial
     trials = [done[t.name] for t in tasks]
     return assemble(run, trials, _latencies(run, tasks, trials, spec, test, folder, progress))
+
+
+def _training_data(
+    spec: PilotSpec, calibration: Samples, given: Samples | None, folder: Path
+) -> tuple[Samples, tuple[float, ...]]:
+    """What `distill` trains on, the calibration data if nothing else is said, and what a black pixel is in it.
+
+    Raises:
+        DataError: it cannot be read, or a loss needs labels that it has not.
+    """
+    distilled = {v.name: v.distill for v in spec.variants if v.distill}
+    said = spec.data.train
+    if not distilled:
+        return calibration, ()
+    train = given if given is not None else said.open(folder, spec.seed) if said else calibration
+    for name, how in distilled.items():
+        if how.loss == "labels" and (train.labels is None or train.labels.is_floating_point()):
+            found = "no labels" if train.labels is None else "labels that are no classes"
+            raise DataError(
+                f"variant '{name}': distill.loss 'labels' learns classes, the data that it trains on has {found}; name "
+                "them in data.train, or leave loss out to learn from the float model"
+            )
+    return train, (said or spec.data.calibration).preprocess.black()
+
+
+def _plain(how: DistillSpec) -> dict[str, Any]:
+    """What the file says, without the defaults of `distill`."""
+    return how.model_dump(mode="json", exclude_none=True)
 
 
 def _same_material(a: Provenance, b: Provenance) -> bool:
@@ -174,17 +208,22 @@ def _imported(references: tuple[str, ...], folder: Path) -> _Imports:
     return _Imports(references, folder)
 
 
-def _apart(imports: _Imports, task: Task, *shared: Any) -> Trial:
-    return run_trial(task, *shared, progress=False)
+def _apart(imports: _Imports, task: Task, shared: Shared) -> Trial:
+    return _one(task, shared, progress=False)
+
+
+def _one(task: Task, shared: Shared, progress: bool) -> Trial:
+    model, calibration, train, test, settings = shared
+    return run_trial(task, model, calibration, test, settings, train=train, progress=progress)
 
 
 def _run(tasks: list[Task], shared: Shared, jobs: int, imports: _Imports, progress: bool) -> Iterator[Trial]:
     if min(jobs, len(tasks)) <= 1:
-        yield from (run_trial(task, *shared, progress=progress) for task in tasks)
+        yield from (_one(task, shared, progress) for task in tasks)
         return
     parallel = Parallel(n_jobs=jobs, return_as="generator")
     try:
-        yield from parallel(delayed(_apart)(imports, task, *shared) for task in tasks)
+        yield from parallel(delayed(_apart)(imports, task, shared) for task in tasks)
     except (BrokenProcessPool, pickle.PicklingError) as error:
         # the cause is a traceback, as text, from where it happened
         told = [files.one_line(error), *str(error.__cause__ or "").strip('\n"').splitlines()][-1]
@@ -257,14 +296,12 @@ def _versions(runtime: str) -> dict[str, str]:
     return {"python": platform.python_version()} | {name: version(name) for name in names}
 
 
-def _provenance(
-    spec: PilotSpec, calibration: Samples, test: Samples, weights_hash: str, versions: dict[str, str]
-) -> Provenance:
+def _provenance(spec: PilotSpec, every_data: list[Samples], weights_hash: str, versions: dict[str, str]) -> Provenance:
     return Provenance(
         command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         started=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         seed=spec.seed,
-        data_hash=hashlib.sha256((calibration.hash + test.hash).encode()).hexdigest(),
+        data_hash=hashlib.sha256("".join(data.hash for data in every_data).encode()).hexdigest(),
         weights_hash=weights_hash,
         versions=versions,
         machine={"system": platform.platform(), "processor": _processor(), "cores": str(os.cpu_count())},

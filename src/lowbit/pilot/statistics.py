@@ -61,15 +61,26 @@ def score(
 
 
 def difference(
-    metric: str, outputs: Array, labels: Array | None, reference: Array, seed: int, folder: Path | None = None
+    metric: str,
+    outputs: Array,
+    labels: Array | None,
+    reference: Array,
+    seed: int,
+    folder: Path | None = None,
+    *,
+    baseline: Array | None = None,
 ) -> Score:
-    """Score of `outputs` less that of the float `reference`, paired sample by sample, with a 95 % interval.
+    """Score of `outputs` less that of `baseline`, paired sample by sample, with a 95 % interval.
+
+    The baseline's outputs are those of the float model by default; `reference` is always the float model's, which
+    agreement is with.
 
     For shares the interval adds half a sample to each cell of the two-by-two table (Agresti and Min, Simple improved
     confidence intervals for comparing matched proportions, 2005), so that no change on few samples is not certainty.
     """
+    before = reference if baseline is None else baseline
     if metric in ("accuracy", "agreement"):
-        hits, base = (_hits(metric, o, labels, reference).astype(float) for o in (outputs, reference))
+        hits, base = (_hits(metric, o, labels, reference).astype(float) for o in (outputs, before))
         gaps, count = hits - base, len(hits) + 2
         won, lost = float((gaps > 0).sum()) + 0.5, float((gaps < 0).sum()) + 0.5
         middle = (won - lost) / count
@@ -78,7 +89,7 @@ def difference(
     function, targets = _function(metric, folder), _targets(outputs, labels)
 
     def gap(i: Array) -> float:
-        return function(outputs[i], targets[i]) - function(reference[i], targets[i])
+        return function(outputs[i], targets[i]) - function(before[i], targets[i])
 
     return _bootstrap(gap, len(outputs), seed, metric)
 

@@ -1,7 +1,10 @@
 """One trial: quantize a copy of the model, calibrate, export, verify, and score the file in its runtime.
 
+A variant that is distilled is post-trained first, all the same: that student is scored on the test data, and what
+training gains over it is part of the record.
+
 A trial depends only on its arguments and writes only into its own folder, `trial.json` last: a folder with a
-`trial.json` is a finished trial, anything else is done again.
+`trial.json` is a finished trial, anything else is done again. Only training goes on where it was.
 """
 
 from __future__ import annotations
@@ -23,17 +26,19 @@ from lowbit import files
 from lowbit.batches import call, inputs_of, output_tensor
 from lowbit.costs import Cost, cost
 from lowbit.errors import DataError, DataWarning, LowbitError
-from lowbit.export.onnx import Exported, export_onnx
+from lowbit.export.onnx import export_onnx
 from lowbit.export.qdq import how_stored
 from lowbit.export.runtime import RuntimeName, arrays, open_session
 from lowbit.export.verify import Verification, verify
 from lowbit.layers import Quantized
-from lowbit.pilot import statistics
-from lowbit.pilot.record import LayerRow, ObstacleRow, Trial, VerificationRow, read
+from lowbit.methods.distillation import Distillation
+from lowbit.pilot import distilled, statistics
+from lowbit.pilot.record import DistillationRow, LayerRow, ObstacleRow, Score, Trial, VerificationRow, read
+from lowbit.pilot.spec import DistillSpec
 from lowbit.post_training.levels import Level, post_train
 from lowbit.post_training.segments import float_twin
 from lowbit.progress import track
-from lowbit.quantization import Coverage, coverage, origin
+from lowbit.quantization import Coverage, coverage, freeze, origin
 from lowbit.quantizer import Quantizer
 from lowbit.recipe import Recipe
 
@@ -73,7 +78,10 @@ class Settings:
 
 @dataclass(frozen=True)
 class Task:
-    """One trial to do: `recipe` is None for the float baseline; see `lowbit.post_training.levels.post_train`."""
+    """One trial to do: `recipe` is None for the float baseline; see `lowbit.post_training.levels.post_train`.
+
+    `black` is what preprocessing makes of a black pixel, in each channel: it comes in where images are shifted.
+    """
 
     name: str
     folder: Path
@@ -82,12 +90,32 @@ class Task:
     opset: int = 21
     level: Level = "balanced"
     widen_most: int = 0
+    distill: DistillSpec | None = None
+    black: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Sources:
+    """What a trial calibrates, trains and reports on."""
+
+    calibration: Samples
+    train: Samples
+    test: Samples
 
 
 def run_trial(
-    task: Task, model: nn.Module, calibration: Samples, test: Samples, settings: Settings, *, progress: bool = True
+    task: Task,
+    model: nn.Module,
+    calibration: Samples,
+    test: Samples,
+    settings: Settings,
+    *,
+    train: Samples | None = None,
+    progress: bool = True,
 ) -> Trial:
     """Do a trial, or read it if its folder holds it finished. A failing variant is a failed trial, not an exception.
+
+    A task that distills trains on `train`, by default on the calibration data.
 
     Raises:
         DataError: results cannot be written, or the float baseline is missing.
@@ -103,13 +131,16 @@ def run_trial(
     (task.folder / "trial.json").unlink(missing_ok=True)  # else, killed below, it would describe the wrong file
     try:
         with _threads(settings.threads):
-            trial = _measure(task, model, calibration, test, settings, progress)
+            trained_on = calibration if train is None else train
+            trial = _measure(task, model, _Sources(calibration, trained_on, test), settings, progress)
     except LowbitError as error:
         if task.recipe is None:
             raise  # nothing can be compared without the float baseline
         trial = Trial(task.name, task.recipe.to_dict(), task.fingerprint, "failed", error=str(error))
     trial = replace(trial, seconds=time.perf_counter() - began)
     files.write_json(task.folder / "trial.json", asdict(trial))
+    if trial.verdict != "failed":
+        distilled.tidy(task)
     return trial
 
 
@@ -136,14 +167,14 @@ def finished(task: Task) -> Trial | None:
     return trial if trial.fingerprint == task.fingerprint and trial.verdict != "failed" else None
 
 
-def _measure(
-    task: Task, model: nn.Module, calibration: Samples, test: Samples, settings: Settings, progress: bool
-) -> Trial:
+def _measure(task: Task, model: nn.Module, data: _Sources, settings: Settings, progress: bool) -> Trial:
+    test = data.test
     example = next(iter(test.batches(2)))[0]
-    student, made = model, ""
-    if task.recipe is not None:
-        student, made = _quantized(task, model, calibration, settings.seed, progress)
-    hashes = {"calibration_data": calibration.hash, "test_data": test.hash}
+    made = _make(task, model, data, settings, progress)
+    student = made.student
+    hashes = {"calibration_data": data.calibration.hash, "test_data": test.hash}
+    if task.distill is not None:
+        hashes["training_data"] = data.train.hash
     provenance = {"seed": settings.seed, **hashes, **settings.provenance}
     exported = export_onnx(student, task.folder / "model.onnx", example, opset=task.opset, provenance=provenance)
     outputs = file_outputs(exported.path, test, settings, progress)
@@ -156,11 +187,12 @@ def _measure(
         np.save(stream, outputs)
     reference = outputs if task.recipe is None else _baseline(task.folder)
     labels = None if test.labels is None else test.labels.numpy()
-    simulated = _model_outputs(exported, test, progress)
+    simulated = _model_outputs(exported.model, test, progress)
     same = float((statistics.predictions(outputs) == statistics.predictions(simulated)).mean())
     agreement = statistics.share(np.asarray(statistics.predictions(outputs) == statistics.predictions(reference)))
     costs, covered = cost(student, example), coverage(student)
     measured = (settings.metric, outputs, labels, reference, settings.seed, settings.folder)
+    twin = student if made.distillation else float_twin(model, student)
     return Trial(
         task.name,
         task.recipe.to_dict() if task.recipe else None,
@@ -176,7 +208,7 @@ def _measure(
         macs=costs.macs,
         bops=costs.bops,
         activation_bytes=costs.activation_bytes,
-        layers=_layer_rows(student, float_twin(model, student), costs, covered, verification),
+        layers=_layer_rows(student, twin, costs, covered, verification),
         verification=VerificationRow(
             settings.runtime,
             len(outputs),
@@ -187,21 +219,62 @@ def _measure(
             tuple(verification.stayed_float) if task.recipe else (),
             tuple(ObstacleRow(o.where, o.what, o.remedy) for o in verification.obstacles) if task.recipe else (),
         ),
-        notes=(*([made] if made else []), *verification.unlike_calibration, *_notes(student, covered, task.opset)),
+        notes=(*made.notes, *verification.unlike_calibration, *_notes(student, covered, task.opset)),
+        distillation=_distillation_row(made, measured),
     )
 
 
-def _quantized(task: Task, model: nn.Module, calibration: Samples, seed: int, progress: bool) -> tuple[nn.Module, str]:
-    """The student, and in a sentence how it was made; the recipe, wider where that was asked for, beside the file."""
-    assert task.recipe is not None
-    batches = calibration.batches(max(1, min(BATCH, len(calibration) // 8)))
+@dataclass(frozen=True)
+class _Made:
+    """A student, in sentences how it was made, and for a distilled one how that went.
+
+    `before` are the outputs on the test data of the student that post-training alone makes.
+    """
+
+    student: nn.Module
+    notes: tuple[str, ...] = ()
+    distillation: Distillation | None = None
+    before: Array | None = None
+
+
+def _make(task: Task, model: nn.Module, data: _Sources, settings: Settings, progress: bool) -> _Made:
+    """The student of a task; its recipe, wider where that was asked for, beside the file."""
+    if task.recipe is None:
+        return _Made(model)
+    seed, batches = settings.seed, _in_batches(data.calibration)
     student, did = post_train(
         model, task.recipe, batches, level=task.level, widen_most=task.widen_most, seed=seed, progress=progress
     )
-    noted = origin(student)
+    noted, post_trained = origin(student), f"post-training, level {task.level}: {did}"
     assert noted is not None
     noted.recipe.save(task.folder / "recipe.yaml")
-    return student, f"post-training, level {task.level}: {did}"
+    if task.distill is None:
+        return _Made(student, (post_trained,))
+    before = _model_outputs(freeze(student), data.test, progress)  # as its file would compute
+    student, result, warned = distilled.train(
+        task, model, noted.recipe, batches, _in_batches(data.train), seed=seed, progress=progress
+    )
+    return _Made(student, (str(result), f"compared with {post_trained}", *warned), result, before)
+
+
+def _in_batches(data: Samples) -> Iterable[tuple[Tensor, Tensor | None]]:
+    """At least eight batches where there are as many samples: some are held out."""
+    return data.batches(max(1, min(BATCH, len(data) // 8)))
+
+
+def _distillation_row(
+    made: _Made, measured: tuple[str, Array, Array | None, Array, int, Path | None]
+) -> DistillationRow | None:
+    """How training went, with what it gained in the KPI's metric."""
+    if made.distillation is None or made.before is None:
+        return None
+    metric, _, labels, reference, seed, folder = measured
+    post_training: Score | None = None
+    gain: Score | None = None
+    with contextlib.suppress(DataError):  # an own metric may have no value for a student that collapsed
+        post_training = statistics.score(metric, made.before, labels, reference, seed, folder)
+        gain = statistics.difference(*measured, baseline=made.before)
+    return distilled.row(made.distillation, post_training, gain)
 
 
 def file_outputs(path: Path, data: Samples, settings: Settings, progress: bool = True) -> Array:
@@ -217,10 +290,10 @@ def file_outputs(path: Path, data: Samples, settings: Settings, progress: bool =
     return outputs
 
 
-def _model_outputs(exported: Exported, data: Samples, progress: bool) -> Array:
+def _model_outputs(model: nn.Module, data: Samples, progress: bool) -> Array:
     with torch.no_grad():
         batches = track(data.batches(BATCH), "fake quantize", show=progress)
-        return np.concatenate([output_tensor(call(exported.model, batch)).numpy() for batch in batches])
+        return np.concatenate([output_tensor(call(model, batch)).numpy() for batch in batches])
 
 
 def _first(data: Samples, count: int) -> Iterable[tuple[Tensor, Tensor | None]]:
@@ -263,11 +336,14 @@ def _layer_rows(
 
 
 def _sqnr(layer: nn.Module, twin: nn.Module) -> float | None:
-    """Signal to quantization noise ratio of a layer's weights in dB; None for float weights or exact ones."""
+    """Signal to quantization noise ratio of a layer's weights in dB; None for float weights or exact ones.
+
+    The signal is the twin's float weights: the model's, or where `twin` is `layer`, those that training ended with.
+    """
     if not isinstance(layer, Quantized) or not isinstance(layer.weight_quantizer, Quantizer):
         return None
     with torch.no_grad():
-        weight = twin.get_parameter("weight").double()
+        weight = (twin.layer if isinstance(twin, Quantized) else twin).get_parameter("weight").double()
         noise = float(((layer.weight.double() - weight) ** 2).sum())
         signal = float((weight**2).sum())
     return 10 * math.log10(signal / noise) if noise > 0 and signal > 0 else None

@@ -298,12 +298,12 @@ class _Plot:
             "padding": {"left": LEFT, "top": TOP, "right": RIGHT, "bottom": BOTTOM},
             "autosize": "none",
             "background": None,
-            "config": _LOOK,
+            "config": LOOK,
             "layer": [
-                _layer(minimum, {"type": "rect", "color": "var(--below)"}, y=y, y2={"field": "low"}),
-                _layer(minimum, {"type": "rule", "color": "var(--limit)", "strokeDash": [4, 3]}, y=y),
-                _layer(steps, {"type": "line", "color": "var(--front)", "interpolate": "step-after"}, x=x, y=y),
-                _layer(
+                layer(minimum, {"type": "rect", "color": "var(--below)"}, y=y, y2={"field": "low"}),
+                layer(minimum, {"type": "rule", "color": "var(--limit)", "strokeDash": [4, 3]}, y=y),
+                layer(steps, {"type": "line", "color": "var(--front)", "interpolate": "step-after"}, x=x, y=y),
+                layer(
                     rows,
                     {"type": "rule", "strokeWidth": 1.25, "opacity": 0.6},
                     x=x,
@@ -311,7 +311,7 @@ class _Plot:
                     y2={"field": "high"},
                     color=_plain("color"),
                 ),
-                _layer(
+                layer(
                     rows,
                     {"type": "point", "size": 62, "strokeWidth": 1.75, "opacity": 1},
                     x=x,
@@ -321,7 +321,7 @@ class _Plot:
                     **stroke,
                 ),
                 *(
-                    _layer(
+                    layer(
                         [label for label in labels if label["align"] == align],
                         {"type": "text", "align": align, "baseline": "middle", "fontSize": FONT},
                         x=x,
@@ -336,10 +336,12 @@ class _Plot:
 
 
 def _decimals(values: Iterable[float]) -> int:
+    """The digits behind the point that all values need."""
     return max((len(f"{value:.9f}".rstrip("0").partition(".")[2]) for value in values), default=0)
 
 
-def _layer(rows: list[dict[str, Any]], mark: dict[str, Any], **encoding: dict[str, Any]) -> dict[str, Any]:
+def layer(rows: list[dict[str, Any]], mark: dict[str, Any], **encoding: dict[str, Any]) -> dict[str, Any]:
+    """A layer of a Vega-Lite specification, with its own data."""
     return {"data": {"values": rows}, "mark": mark, "encoding": encoding}
 
 
@@ -347,7 +349,7 @@ def _plain(field: str) -> dict[str, Any]:
     return {"field": field, "type": "nominal", "scale": None}
 
 
-_LOOK: dict[str, Any] = {
+LOOK: dict[str, Any] = {
     "aria": False,
     "view": {"stroke": None},
     "axis": {

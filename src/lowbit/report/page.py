@@ -24,7 +24,7 @@ from markupsafe import Markup, escape
 
 from lowbit import __version__
 from lowbit.pilot.record import LatencyRow, Run, Trial, Verdict
-from lowbit.report import charts, figures
+from lowbit.report import charts, figures, learning
 from lowbit.report.figures import Metric
 
 VERDICTS: dict[Verdict, str] = {
@@ -165,11 +165,17 @@ def _environment() -> Environment:
         "threads": charts.threads,
         "timing": timing,
         "stayed_float": stayed_float,
+        "gain": learning.gain,
+        "way": learning.way,
+        "teacher": learning.teacher,
+        "learns_delta": learning.learns_delta,
+        "curves": learning.curves,
+        "significant": figures.significant,
         "yaml": _yaml,
         "keep": _keep,
         "drawing": _drawing,
     }
-    environment.globals |= {"ratio": figures.ratio}
+    environment.globals |= {"ratio": figures.ratio, "bounds": learning.bounds}
     return environment
 
 

@@ -148,7 +148,8 @@ def crop_and_flip(pixels: int = 4, *, flip: bool = True, fill: tuple[float, ...]
         padded[:, :, pixels : pixels + height, pixels : pixels + width] = images
         which = torch.arange(count)[:, None, None].to(images.device)
         rows, columns = rows[:, :, None].to(images.device), columns[:, None, :].to(images.device)
-        moved = padded[which, :, rows, columns].permute(0, 3, 1, 2).contiguous()
+        layout = torch.contiguous_format if images.is_contiguous() else torch.channels_last  # the latter as gathered
+        moved = padded[which, :, rows, columns].permute(0, 3, 1, 2).contiguous(memory_format=layout)
         return mapped(batch, lambda tensor: moved if tensor is images else tensor)
 
     return augment
