@@ -28,7 +28,7 @@ from _figures import emit, parser
 from _mobilenet import NORMALIZE
 from lowbit import families, files, models
 from lowbit.data import open_data
-from lowbit.methods.distillation import kl_divergence
+from lowbit.objectives import kl_divergence
 from lowbit.quantizer import Quantizer
 from lowbit.training.samples import crop_and_flip
 

@@ -255,6 +255,10 @@ INT8 = parse("int8")
             {"2": "its weights are float: no plain integer grid"},
         ),
         (
+            Recipe((Rule(weights=INT8, activations=INT8), Rule("4", weights=INT8, activations=parse("int16")))),
+            {"2": "its output has 16 bits", "4": "its input is not quantized to at most 8 bits"},
+        ),
+        (
             Recipe.uniform("int8", "int16"),
             dict.fromkeys(("0", "2", "4"), "its input is not quantized to at most 8 bits"),
         ),
@@ -268,7 +272,7 @@ INT8 = parse("int8")
             dict.fromkeys(("0", "2", "4"), "its weights are float: no plain integer grid"),
         ),
     ],
-    ids=["no glue", "a float layer", "int16", "weights only", "no 8-bit grids", "input channels"],
+    ids=["no glue", "a float layer", "16-bit output", "int16", "weights only", "no 8-bit grids", "input channels"],
 )
 def test_reasons(recipe: Recipe, reasons: dict[str, str], tmp_path: Path) -> None:
     torch.manual_seed(0)

@@ -15,7 +15,8 @@ import lowbit as lb
 from lowbit.batches import Batch
 from lowbit.errors import CalibrationError, DataError, LayerError, RecipeError, TrainingError, TrainingWarning
 from lowbit.families import FamilyName
-from lowbit.methods.distillation import Distillation, check_teacher, distill, kl_divergence
+from lowbit.methods.distillation import Distillation, check_teacher, distill
+from lowbit.objectives import kl_divergence
 from lowbit.quantization import origin
 from lowbit.quantizer import Quantizer
 

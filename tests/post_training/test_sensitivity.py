@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from lowbit import models
 from lowbit.errors import CalibrationError
 from lowbit.formats import Int
-from lowbit.post_training.sensitivity import relative_error, widen
+from lowbit.objectives import relative_error
+from lowbit.post_training.sensitivity import widen
 from lowbit.quantization import calibrate, coverage, quantize
 from lowbit.recipe import Recipe, Rule
 

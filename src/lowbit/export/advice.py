@@ -140,6 +140,8 @@ def _why_float_kind(node: onnx.NodeProto, wiring: Wiring) -> tuple[str, str]:
                 "its output is not quantized",
                 "quantize its output: glue=int8 in the recipe, and activations=int8 for the layers that read it",
             )
+        if any(wiring.kinds.get(reader.input[2]) != TensorProto.UINT8 for reader in after):
+            return "its output has 16 bits", "activations=int8 for the layers that read it, or a smaller widen_most"
     return "", ""
 
 

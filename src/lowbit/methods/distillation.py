@@ -51,6 +51,7 @@ from lowbit.batches import Batch, Batches, call, inputs_of, labels_of, mapped, o
 from lowbit.errors import DataError, LayerError, RecipeError, TrainingError, TrainingWarning
 from lowbit.families import Curvature, FamilyName
 from lowbit.layers import weighted_layers
+from lowbit.objectives import agreement_of, are_classes, cosine_distance, kl_divergence
 from lowbit.quantization import note, origin
 from lowbit.quantizer import Quantizer
 from lowbit.training.keeping import Epoch
@@ -119,10 +120,11 @@ class Distillation:
     ranges: tuple[Range, ...]
 
     def __str__(self) -> str:
+        figure = ".1%" if self.teacher.confidence is not None else ".4f"
         kind = "trained on labels" if self.loss == "labels" else f"distilled ({self.loss})"
         way = f"{self.quantizer}{' as published' if self.exact else ''}"
         last = f"{len(self.epochs)} epochs, epoch {self.best} kept"
-        return f"{kind} with {way}: {last}; agreement with the teacher {self.before:.1%} -> {self.after:.1%}"
+        return f"{kind} with {way}: {last}; agreement with the teacher {self.before:{figure}} -> {self.after:{figure}}"
 
 
 def distill(
@@ -207,9 +209,12 @@ def distill(
     learned = _ranges(task, ranges)
     families.settle(task.student)
     finished = _folded(task.student.to(next(student.parameters()).device))
-    result = Distillation(
-        quantizer, exact, loss, checked, fitted.epochs, fitted.best, before, task.agreement(finished), learned
-    )
+    after = task.agreement(finished)
+    if not math.isfinite(after):
+        raise TrainingError(
+            f"the trained student's outputs are not finite (agreement {after}); lower rate, or set clip"
+        )
+    result = Distillation(quantizer, exact, loss, checked, fitted.epochs, fitted.best, before, after, learned)
     note(finished, f"distill(quantizer={quantizer}, exact={exact}, loss={loss}, epochs={epochs}, seed={seed})")
     return finished, result
 
@@ -237,13 +242,13 @@ def check_teacher(
             outputs.append(output)
             changed.append(output_tensor(call(teacher, (augment or _noisy)(batch, generator))))
             labels = labels_of(batch)
-            if labels is not None and _are_classes(output) and not labels.is_floating_point():
+            if labels is not None and are_classes(output) and not labels.is_floating_point():
                 hits.append(output.argmax(1).cpu() == labels.cpu())
     if not outputs:
         raise DataError("got no batches to check the teacher with; give at least one (a list, not a used-up generator)")
-    classes = all(_are_classes(output) for output in outputs)
+    classes = all(are_classes(output) for output in outputs)
     confidence = float(torch.cat([o.softmax(1).amax(1).flatten() for o in outputs]).mean()) if classes else None
-    agreement = _agreement(changed, outputs)
+    agreement = agreement_of(changed, outputs)
     accuracy = float(torch.cat([h.flatten() for h in hits]).float().mean()) if hits else None
     told = {
         "its largest class probability is": (confidence, _LEAST_CONFIDENCE),
@@ -275,10 +280,6 @@ def _noisy(batch: Batch, generator: torch.Generator) -> Batch:
     return {name: noisy(x) for name, x in kwargs.items()} if kwargs else noisy(args[0])
 
 
-def _are_classes(output: Tensor) -> bool:
-    return output.dim() >= 2 and output.shape[1] > 1
-
-
 # What is learned
 
 
@@ -308,7 +309,7 @@ class _Task:
                 f"the student returns {list(got.shape)} and the teacher {list(target.shape)} for the same batch; a "
                 "student is made from its teacher with quantize"
             )
-        if loss == "kl" and not _are_classes(target):
+        if loss == "kl" and not are_classes(target):
             raise RecipeError(
                 f"loss 'kl' compares class scores [N, C, ...], the teacher returns {list(target.shape)}; use loss='mse'"
             )
@@ -347,7 +348,7 @@ class _Task:
             case "mse":
                 return F.mse_loss(output, target) / self.variance
             case "cosine":
-                return (1 - F.cosine_similarity(output.flatten(1), target.flatten(1), dim=1)).mean()
+                return cosine_distance(output, target)
             case _:
                 return kl_divergence(output, target, self.temperature)
 
@@ -361,7 +362,7 @@ class _Task:
 
     def agreement(self, model: nn.Module) -> float:
         """How well held-out outputs agree with the teacher's, 1 at best."""
-        return _agreement(self._outputs(model), self.targets)
+        return agreement_of(self._outputs(model), self.targets)
 
     def _outputs(self, model: nn.Module) -> list[Tensor]:
         device = next(model.parameters()).device
@@ -369,24 +370,6 @@ class _Task:
             return [
                 output_tensor(call(model, mapped(batch, lambda x: x.to(device)))).float().cpu() for batch in self.held
             ]
-
-
-def kl_divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """T^2 KL(p_t || p_s) of softened probabilities, the mean over samples (and places); scores `[N, C, ...]`.
-
-    Its gradient in the student's scores is T (p_s - p_t) / N.
-    """
-    log_p_s = (student / temperature).movedim(1, -1).flatten(0, -2).log_softmax(1)
-    log_p_t = (teacher / temperature).movedim(1, -1).flatten(0, -2).log_softmax(1)
-    return F.kl_div(log_p_s, log_p_t, reduction="batchmean", log_target=True) * temperature**2
-
-
-def _agreement(outputs: list[Tensor], targets: list[Tensor]) -> float:
-    if all(_are_classes(t) for t in targets):
-        same = [(a.argmax(1).cpu() == b.argmax(1).cpu()).flatten() for a, b in zip(outputs, targets, strict=True)]
-        return float(torch.cat(same).float().mean())
-    found, wanted = (torch.cat([one.double().cpu().flatten() for one in every]) for every in (outputs, targets))
-    return 1 - float(((found - wanted) ** 2).mean() / wanted.var(correction=0).clamp(min=1e-30))
 
 
 class _Inputs:

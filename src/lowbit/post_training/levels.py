@@ -20,15 +20,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import nn
 
 from lowbit.batches import Batch, Batches
 from lowbit.errors import CalibrationError, RecipeError
+from lowbit.objectives import agreement_of, relative_error
 from lowbit.post_training.correction import correct_moments
 from lowbit.post_training.reconstruction import tune
 from lowbit.post_training.rounding import round_weights
-from lowbit.post_training.sensitivity import Widening, outputs_of, relative_error, widen
+from lowbit.post_training.sensitivity import Widening, outputs_of, widen
 from lowbit.quantization import calibrate, quantize
 from lowbit.recipe import Recipe
 
@@ -120,8 +120,7 @@ def post_train(
     def done(name: str, began: float, student: nn.Module) -> nn.Module:
         outputs = outputs_of(student, held_out)
         scores = all(one.dim() == 2 and one.shape[1] > 1 for one in target)
-        same = [a.argmax(1) == b.argmax(1) for a, b in zip(outputs, target, strict=True)] if scores else []
-        agreement = float(torch.cat(same).float().mean()) if scores else None
+        agreement = agreement_of(outputs, target) if scores else None
         steps.append(Step(name, time.perf_counter() - began, relative_error(outputs, target), agreement))
         return student
 

@@ -14,8 +14,8 @@ from typing import get_args
 from torch import Tensor, nn
 
 from lowbit.batches import Batches
+from lowbit.objectives import relative_error
 from lowbit.post_training.segments import float_twin, quantizers_in, walk, working_copy
-from lowbit.post_training.sensitivity import relative_error
 from lowbit.quantization import activation_quantizers, calibrate, note
 from lowbit.quantizer import Quantizer
 from lowbit.scales import ScaleRule

@@ -20,6 +20,7 @@ from lowbit.errors import CalibrationError
 from lowbit.formats import Int
 from lowbit.graph import input_quantizers
 from lowbit.layers import weighted_layers
+from lowbit.objectives import relative_error
 from lowbit.progress import track
 from lowbit.quantization import calibrate, quantize
 from lowbit.quantizer import Quantizer
@@ -107,12 +108,6 @@ def widen(
         after = relative_error(outputs_of(student, held_out), target)
     rows = tuple(Sensitivity(layers, error, layers in chosen) for error, layers in found)
     return recipe, Widening(before, after, rows)
-
-
-def relative_error(outputs: list[Tensor], target: list[Tensor]) -> float:
-    """Mean squared difference over the variance of the target; both batch by batch."""
-    found, wanted = (torch.cat([one.double().flatten() for one in every]) for every in (outputs, target))
-    return float(((found - wanted) ** 2).mean() / wanted.var(correction=0).clamp(min=1e-30))
 
 
 def outputs_of(model: nn.Module, batches: list[Batch]) -> list[Tensor]:

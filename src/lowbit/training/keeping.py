@@ -80,7 +80,7 @@ class Keeper:
             return counts
         path = self.folder / "checkpoint.pt"
         if path.exists():
-            with files.reading(path), warnings.catch_warnings():
+            with _resuming(path), files.reading(path), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # about the pickle protocol of a damaged file
                 stored = torch.load(path, map_location="cpu", weights_only=True)
                 self._compare(stored["options"])
@@ -189,6 +189,14 @@ def other_run(folder: Path | None, name: str, there: object, here: object) -> Tr
         f"'{folder}' holds a checkpoint of another run: {name} {there!r} there, {here!r} here; give another folder, or "
         "delete this one to train anew"
     )
+
+
+@contextlib.contextmanager
+def _resuming(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{error}, or delete '{path}' to train anew") from error
 
 
 @contextlib.contextmanager
