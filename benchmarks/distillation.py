@@ -26,7 +26,7 @@ from torch import Tensor, nn
 import lowbit as lb
 from _figures import emit, parser
 from _mobilenet import NORMALIZE
-from lowbit import families, files, models
+from lowbit import families, files, graph, models
 from lowbit.data import open_data
 from lowbit.objectives import kl_divergence
 from lowbit.quantizer import Quantizer
@@ -180,11 +180,11 @@ def tell(name: str, found: list[float], target: str = "") -> None:
 def cost(cifar: Cifar, asked: argparse.Namespace) -> None:
     """Times and memory of a step."""
     images, labels = cifar.train[0][0][:128], cifar.train[0][1][:128]
-    teacher = cifar.teacher()
+    teacher = graph.folded(cifar.teacher())  # as `distill` does
     network = cifar.teacher().train()
     steps = {"float": (network, lambda: nn.functional.cross_entropy(network(images), labels))}
     for family in ("ewgs", "lsq"):
-        student = lb.quantize(teacher, Run(family, 2, "kl", 1, 0).recipe(), fold=False)
+        student = lb.quantize(cifar.teacher(), Run(family, 2, "kl", 1, 0).recipe(), fold=False)
         lb.calibrate(student, [images], progress=False)
         families.begin(student, family, images)
         for module in student.modules():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeAlias
 
+import torch
 from torch import Tensor, nn
 
 from lowbit import files
@@ -46,12 +47,13 @@ def mapped(batch: Batch, function: Callable[[Tensor], Tensor]) -> Batch:
 
 
 def call(model: nn.Module, batch: Batch) -> object:
-    """`model` applied to a batch.
+    """`model` applied to a batch, which is moved to the model's device.
 
     Raises:
         DataError: the model does not take it; the message holds the model's own.
     """
-    args, kwargs = inputs_of(batch)
+    device = next((parameter.device for parameter in model.parameters()), None)
+    args, kwargs = inputs_of(batch if device is None else mapped(batch, lambda tensor: tensor.to(device)))
     try:
         return model(*args, **kwargs)
     except LowbitError:
@@ -62,6 +64,12 @@ def call(model: nn.Module, batch: Batch) -> object:
             f"{type(model).__name__} does not take inputs of shape {shapes.strip()} ({files.one_line(error)}); "
             "correct the data or its preprocessing"
         ) from error
+
+
+def outputs_of(model: nn.Module, batches: Iterable[Batch]) -> list[Tensor]:
+    """What a model returns, batch by batch, without gradients."""
+    with torch.no_grad():
+        return [output_tensor(call(model, batch)) for batch in batches]
 
 
 def size_of(batch: Batch) -> int:

@@ -14,6 +14,7 @@ gets the widest, and the others quantize its numbers again: an integer kernel ca
 from __future__ import annotations
 
 import builtins
+import copy
 import inspect
 import operator
 from collections.abc import Iterable
@@ -131,6 +132,16 @@ def fold_batchnorm(traced: fx.GraphModule) -> list[str]:
     traced.delete_all_unused_submodules()
     traced.recompile()
     return folded
+
+
+def folded(model: nn.Module) -> nn.Module:
+    """A copy of a float model in eval mode, with its BatchNorms folded if it can be traced: the same, but faster."""
+    copied = copy.deepcopy(model).eval()
+    traced = trace(copied)
+    if isinstance(traced, str):
+        return copied
+    fold_batchnorm(traced)
+    return traced
 
 
 def keep_batchnorm(traced: fx.GraphModule) -> None:

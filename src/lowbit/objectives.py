@@ -43,5 +43,10 @@ def agreement_of(outputs: list[Tensor], targets: list[Tensor]) -> float:
         return math.nan
     if not all(are_classes(target) for target in targets):
         return 1 - relative_error(outputs, targets)
-    same = [(a.argmax(1).cpu() == b.argmax(1).cpu()).flatten() for a, b in zip(outputs, targets, strict=True)]
-    return float(torch.cat(same).float().mean())
+    return accuracy_of(outputs, [target.argmax(1) for target in targets])
+
+
+def accuracy_of(outputs: list[Tensor], labels: list[Tensor]) -> float:
+    """The share of class scores `[N, C, ...]` whose largest is that of the label `[N, ...]`; both batch by batch."""
+    hits = [(a.argmax(1).cpu() == b.cpu()).flatten() for a, b in zip(outputs, labels, strict=True)]
+    return float(torch.cat(hits).float().mean())

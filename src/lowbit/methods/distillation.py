@@ -47,11 +47,11 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from lowbit import families, graph
-from lowbit.batches import Batch, Batches, call, inputs_of, labels_of, mapped, output_tensor
+from lowbit.batches import Batch, Batches, call, inputs_of, labels_of, mapped, output_tensor, outputs_of
 from lowbit.errors import DataError, LayerError, RecipeError, TrainingError, TrainingWarning
 from lowbit.families import Curvature, FamilyName
 from lowbit.layers import weighted_layers
-from lowbit.objectives import agreement_of, are_classes, cosine_distance, kl_divergence
+from lowbit.objectives import accuracy_of, agreement_of, are_classes, cosine_distance, kl_divergence
 from lowbit.quantization import note, origin
 from lowbit.quantizer import Quantizer
 from lowbit.training.keeping import Epoch
@@ -181,7 +181,7 @@ def distill(
     """
     _check(teacher, loss, temperature)
     train, held = _split(batches, held_out, batch_size, seed)
-    task = _Task(copy.deepcopy(student), copy.deepcopy(teacher), loss, temperature, tuple(features), held)
+    task = _Task(copy.deepcopy(student), graph.folded(teacher), loss, temperature, tuple(features), held)
     checked = check_teacher(teacher, held, augment=augment, seed=seed)
     if fitting.get("channels_last"):
         task.teacher.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -234,22 +234,15 @@ def check_teacher(
         TrainingWarning: the teacher is less than half sure or half right, or changes its mind under augmentation more
             than every fifth time. The student will learn that, too.
     """
-    generator = torch.Generator().manual_seed(seed)
-    outputs, changed, hits = [], [], []
-    with torch.no_grad():
-        for batch in batches:
-            output = output_tensor(call(teacher, batch))
-            outputs.append(output)
-            changed.append(output_tensor(call(teacher, (augment or _noisy)(batch, generator))))
-            labels = labels_of(batch)
-            if labels is not None and are_classes(output) and not labels.is_floating_point():
-                hits.append(output.argmax(1).cpu() == labels.cpu())
-    if not outputs:
+    generator, batches = torch.Generator().manual_seed(seed), list(batches)
+    if not batches:
         raise DataError("got no batches to check the teacher with; give at least one (a list, not a used-up generator)")
-    classes = all(are_classes(output) for output in outputs)
-    confidence = float(torch.cat([o.softmax(1).amax(1).flatten() for o in outputs]).mean()) if classes else None
-    agreement = agreement_of(changed, outputs)
-    accuracy = float(torch.cat([h.flatten() for h in hits]).float().mean()) if hits else None
+    outputs = outputs_of(teacher, batches)
+    agreement = agreement_of(outputs_of(teacher, [(augment or _noisy)(batch, generator) for batch in batches]), outputs)
+    confidence = accuracy = None
+    if all(are_classes(output) for output in outputs):
+        confidence = float(torch.cat([o.softmax(1).amax(1).flatten() for o in outputs]).mean())
+        accuracy = accuracy_of(outputs, labels) if (labels := _classes_in(batches)) else None
     told = {
         "its largest class probability is": (confidence, _LEAST_CONFIDENCE),
         "its predictions under augmentation agree by": (agreement, _LEAST_AGREEMENT),
@@ -268,6 +261,13 @@ def check_teacher(
             stacklevel=2,
         )
     return TeacherCheck(confidence, agreement, accuracy, concerns)
+
+
+def _classes_in(batches: list[Batch]) -> list[Tensor] | None:
+    """The class labels of all batches, None if one has none."""
+    labels = [labels_of(batch) for batch in batches]
+    found = [one for one in labels if one is not None and not one.is_floating_point()]
+    return found if len(found) == len(batches) else None
 
 
 def _noisy(batch: Batch, generator: torch.Generator) -> Batch:
@@ -300,10 +300,8 @@ class _Task:
         for model in (student, teacher):
             for name in features:
                 _layer(model, name)
-        with torch.no_grad():
-            self.targets = [output_tensor(call(teacher, batch)) for batch in held]
-            got = output_tensor(call(student, held[0]))
-        target = self.targets[0]
+        self.targets = outputs_of(teacher, held)
+        (got,), target = outputs_of(student, held[:1]), self.targets[0]
         if got.shape != target.shape:
             raise TrainingError(
                 f"the student returns {list(got.shape)} and the teacher {list(target.shape)} for the same batch; a "
@@ -322,7 +320,8 @@ class _Task:
         labels = labels_of(batch)
         if labels is None:
             raise DataError("loss 'labels' got a batch without labels; give tuples (inputs, labels) or dicts")
-        return F.cross_entropy(output_tensor(call(model, batch)).float(), labels)
+        output = output_tensor(call(model, batch)).float()
+        return F.cross_entropy(output, labels.to(output.device))
 
     def cached_loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """The same of a batch that holds the teacher's outputs, see `_cached`."""
@@ -354,22 +353,12 @@ class _Task:
 
     def score(self, model: nn.Module) -> float:
         """What chooses the best epoch: agreement with the teacher, or with the labels where these are learned."""
-        labels = [labels_of(batch) for batch in self.held]
-        if self.kind != "labels" or any(one is None for one in labels):
-            return self.agreement(model)
-        hits = [o.argmax(1) == y for o, y in zip(self._outputs(model), labels, strict=True) if y is not None]
-        return float(torch.cat([h.flatten() for h in hits]).float().mean())
+        labels = _classes_in(self.held) if self.kind == "labels" else None
+        return accuracy_of(outputs_of(model, self.held), labels) if labels else self.agreement(model)
 
     def agreement(self, model: nn.Module) -> float:
         """How well held-out outputs agree with the teacher's, 1 at best."""
-        return agreement_of(self._outputs(model), self.targets)
-
-    def _outputs(self, model: nn.Module) -> list[Tensor]:
-        device = next(model.parameters()).device
-        with torch.no_grad():
-            return [
-                output_tensor(call(model, mapped(batch, lambda x: x.to(device)))).float().cpu() for batch in self.held
-            ]
+        return agreement_of(outputs_of(model, self.held), self.targets)
 
 
 class _Inputs:
@@ -481,8 +470,7 @@ def _deltas(
 
     def update(epoch: int) -> None:
         if epoch > 1 and (epoch - 1) % every == 0:
-            device = next(task.student.parameters()).device
-            some = [mapped(batch, lambda x: x.to(device)) for batch in task.held[: 3 if exact else 1]]
+            some = task.held[: 3 if exact else 1]
             families.update_deltas(
                 task.student, lambda b: task.loss(task.student, b), some, curvature, seed=seed + epoch
             )
@@ -529,7 +517,6 @@ def _bounds(student: nn.Module) -> dict[str, tuple[float, float]]:
 
 def _ranges(task: _Task, before: dict[str, tuple[float, float]]) -> tuple[Range, ...]:
     """What became of each range, and how much of a held-out batch lies outside; warns of ranges that do not fit."""
-    device = next(task.student.parameters()).device
     clipped: dict[Quantizer, float] = {}
     unused: dict[Quantizer, int] = {}
 
@@ -545,7 +532,7 @@ def _ranges(task: _Task, before: dict[str, tuple[float, float]]) -> tuple[Range,
     with ExitStack() as hooks, torch.no_grad():
         for quantizer in named.values():
             hooks.callback(quantizer.register_forward_hook(look).remove)
-        call(task.student, mapped(task.held[0], lambda x: x.to(device)))
+        call(task.student, task.held[0])
     bounds = _bounds(task.student)
     rows = tuple(
         Range(name, *before[name], *bounds[name], q.gradient.delta, clipped[q])

@@ -22,13 +22,13 @@ from typing import Literal
 
 from torch import nn
 
-from lowbit.batches import Batch, Batches
+from lowbit.batches import Batch, Batches, outputs_of
 from lowbit.errors import CalibrationError, RecipeError
 from lowbit.objectives import agreement_of, relative_error
 from lowbit.post_training.correction import correct_moments
 from lowbit.post_training.reconstruction import tune
 from lowbit.post_training.rounding import round_weights
-from lowbit.post_training.sensitivity import Widening, outputs_of, widen
+from lowbit.post_training.sensitivity import Widening, widen
 from lowbit.quantization import calibrate, quantize
 from lowbit.recipe import Recipe
 

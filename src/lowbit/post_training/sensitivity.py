@@ -12,10 +12,9 @@ import copy
 import glob
 from dataclasses import dataclass, replace
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from lowbit.batches import Batch, Batches, call, output_tensor
+from lowbit.batches import Batches, outputs_of
 from lowbit.errors import CalibrationError
 from lowbit.formats import Int
 from lowbit.graph import input_quantizers
@@ -108,9 +107,3 @@ def widen(
         after = relative_error(outputs_of(student, held_out), target)
     rows = tuple(Sensitivity(layers, error, layers in chosen) for error, layers in found)
     return recipe, Widening(before, after, rows)
-
-
-def outputs_of(model: nn.Module, batches: list[Batch]) -> list[Tensor]:
-    """What a model returns, batch by batch."""
-    with torch.no_grad():
-        return [output_tensor(call(model, batch)) for batch in batches]
