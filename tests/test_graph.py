@@ -13,6 +13,7 @@ from torch.nn.utils import parametrizations
 
 from lowbit import graph, models
 from lowbit.formats import Int, parse
+from lowbit.granularity import Granularity, PerChannel, PerGroup, PerTensor
 from lowbit.layers import Quantized
 from lowbit.quantization import calibrate, coverage, freeze, quantize
 from lowbit.quantizer import Quantizer
@@ -178,6 +179,93 @@ def test_folding_keeps_whole_networks(build: Callable[[], nn.Module]) -> None:
 def test_norms_stay_when_folding_is_off() -> None:
     student = quantize(lively(models.digits_cnn()), INT4, fold=False)
     assert any(isinstance(m, nn.BatchNorm2d) for m in student.modules())
+
+
+# BatchNorms that stay for training
+
+
+def of_both_signs(model: nn.Module) -> nn.Module:
+    for module in lively(model).modules():
+        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)) and module.affine:
+            module.weight.data[::2] *= -1
+    return model
+
+
+LAYERS = [
+    (nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), (2, 3, 8, 8)),
+    (nn.Conv2d(4, 8, 3, groups=2), nn.BatchNorm2d(8, affine=False), (2, 4, 8, 8)),
+    (nn.Conv2d(4, 4, 3, groups=4), nn.BatchNorm2d(4), (2, 4, 8, 8)),
+    (nn.ConvTranspose2d(3, 4, 2, stride=2), nn.BatchNorm2d(4), (2, 3, 8, 8)),
+    (nn.Conv1d(3, 4, 3), nn.BatchNorm1d(4), (2, 3, 9)),
+    (nn.Linear(12, 4), nn.BatchNorm1d(4), (5, 12)),
+]
+
+
+@pytest.mark.parametrize("granularity", [PerTensor(), PerChannel(), PerGroup(3)], ids=str)
+@pytest.mark.parametrize("weights", ["int2", "int4", "mid2", "ternary", "e2m1"])
+@pytest.mark.parametrize(("layer", "bn", "shape"), LAYERS)
+def test_folding_into_a_quantized_layer_keeps_the_codes(
+    layer: nn.Module, bn: nn.Module, shape: tuple[int, ...], weights: str, granularity: Granularity
+) -> None:
+    if isinstance(granularity, PerGroup) and (isinstance(layer, nn.ConvTranspose2d)):
+        pytest.skip("transposed convolutions have no groups")
+    model = of_both_signs(nn.Sequential(copy.deepcopy(layer), copy.deepcopy(bn), nn.ReLU()))
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    student = quantize(model, Recipe((Rule(weights=parse(weights), granularity=granularity),), glue=None), fold=False)
+    assert isinstance(student, fx.GraphModule)
+    quantized = student.get_submodule("0")
+    assert isinstance(quantized, Quantized)
+    assert isinstance(quantized.weight_quantizer, Quantizer)
+    codes, before = quantized.weight_quantizer.quantize(quantized.layer.get_parameter("weight")), student(x)
+    assert graph.fold_batchnorm(student) == ["1"]
+    assert torch.allclose(student(x), before, atol=1e-5)
+    after = quantized.weight_quantizer.quantize(quantized.layer.get_parameter("weight"))
+    assert torch.equal(codes, after)
+    freeze(student)
+
+
+def test_a_factor_that_became_negative_turns_the_codes_around() -> None:
+    model = lively(nn.Sequential(conv(), nn.BatchNorm2d(4)))
+    student = quantize(model, Recipe((Rule(weights=parse("mid2")),), glue=None), fold=False)
+    assert isinstance(student, fx.GraphModule)
+    norm = student.get_submodule("1")
+    assert isinstance(norm, nn.BatchNorm2d)
+    with torch.no_grad():
+        norm.weight.mul_(-1)
+    before = student(image())
+    graph.fold_batchnorm(student)
+    assert torch.allclose(student(image()), before, atol=1e-5)
+
+
+def test_block_scales_cannot_take_factors() -> None:
+    model = lively(nn.Sequential(conv(8, 8), nn.BatchNorm2d(8)))
+    student = quantize(model, Recipe((Rule(weights=parse("mxfp4")),), glue=None), fold=False)
+    assert isinstance(student, fx.GraphModule)
+    assert graph.fold_batchnorm(student) == []
+
+
+def test_quantizers_are_placed_as_if_folded() -> None:
+    model = lively(models.resnet20())
+    folded, kept = (quantize(model, INT4, fold=fold) for fold in (True, False))
+    assert isinstance(kept, fx.GraphModule)
+    names = [[n for n, m in s.named_modules() if isinstance(m, Quantizer)] for s in (folded, kept)]
+    assert len(names[0]) == len(names[1])
+    graph.fold_batchnorm(kept)
+    assert list(reads(kept).values()) != []
+    counts = [sorted(str(r).count("int") for r in reads(s).values()) for s in (folded, kept)]
+    assert counts[0] == counts[1]
+
+
+def test_factors_are_positive_in_training() -> None:
+    given = nn.BatchNorm2d(4)
+    model = of_both_signs(nn.Sequential(conv(), given, nn.ReLU()))
+    factor = given.weight.detach().clone()
+    assert (factor < 0).any()
+    student = quantize(model, Recipe.uniform("int4", None), fold=False)
+    assert isinstance(student, fx.GraphModule)
+    (norm,) = graph.batchnorms_to_fold(student)
+    assert torch.equal(norm.weight.detach(), factor.abs())
+    assert torch.equal(given.weight.detach(), factor)
 
 
 # Placement
@@ -394,14 +482,28 @@ def test_a_weight_only_recipe_adds_no_activation_quantizers(recipe: Recipe) -> N
     assert {id(m) for m in student.modules() if isinstance(m, Quantizer)} == weights
 
 
-def test_without_glue_only_layers_read_quantized_tensors() -> None:
-    recipe = Recipe((Rule(weights=Int(4), activations=Int(4)),), glue=None)
-    assert placed(models.ResidualBlock(3, 3).eval(), recipe, image())["add"] == ["conv2", "int4(x)"]
-
-
 def test_float_activations_leave_the_glue_alone() -> None:
     recipe = Recipe((Rule(weights=Int(8), activations=parse("e4m3fn")),))
     assert placed(models.ResidualBlock(3, 3).eval(), recipe, image())["output"] == ["relu2"]
+
+
+def test_without_glue_only_layers_read_quantized_numbers() -> None:
+    recipe = Recipe((Rule(weights=Int(4), activations=Int(4)), Rule("first")), glue=None)
+
+    class Residual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.a, self.b = conv(), conv(4, 4), conv(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = torch.relu(self.first(x))
+            pooled = F.max_pool2d(x, 2)
+            return self.b(torch.relu(self.a(pooled))) + pooled + x[:, :, ::2, ::2]  # type: ignore[no-any-return]
+
+    found = placed(Residual(), recipe, image())
+    assert found["a"] == ["int4(max_pool2d)"]
+    assert found["b"] == ["int4(relu_1)"]
+    assert not any("int" in read for name in ("add", "add_1") for read in found[name])
 
 
 # Tracing

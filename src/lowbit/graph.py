@@ -294,14 +294,29 @@ def place(traced: fx.GraphModule, rules: dict[str, Rule], glue: Format | None) -
             end = wiring.end(node)
             if end not in demands:
                 demands[end] = [_Demand(glue_rule)]
-    _insert(traced, demands)
+    apart = {tensor for tensor, wanted in demands.items() if glue is None and _has_others(wiring, tensor, wanted)}
+    _insert(traced, demands, apart)
+
+
+def _has_others(wiring: _Wiring, tensor: fx.Node, wanted: list[_Demand]) -> bool:
+    """Whether something reads the numbers of a tensor that does not want them quantized."""
+    theirs = {reader for one in wanted for reader, _ in one.readers}
+    waiting = list(tensor.users)
+    while waiting:
+        user = waiting.pop()
+        if wiring.moves(user):
+            waiting += user.users
+        elif user not in theirs:
+            return True
+    return False
 
 
 def _reads_alike(a: Rule, b: Rule) -> bool:
     return (a.symmetric, a.activation_scale) == (b.symmetric, b.activation_scale)
 
 
-def _insert(traced: fx.GraphModule, demands: dict[fx.Node, list[_Demand]]) -> None:
+def _insert(traced: fx.GraphModule, demands: dict[fx.Node, list[_Demand]], apart: set[fx.Node]) -> None:
+    """Put a quantizer on each tensor, for all of its readers, or for those `apart` right before the readers."""
     taken: set[str] = set()
 
     def add(after: fx.Node, rule: Rule, name: str) -> fx.Node:
@@ -315,20 +330,29 @@ def _insert(traced: fx.GraphModule, demands: dict[fx.Node, list[_Demand]]) -> No
         with traced.graph.inserting_after(after):
             return traced.graph.call_module(path, (after,))
 
+    def add_before(readers: list[tuple[fx.Node, fx.Node]], rule: Rule, suffix: str) -> None:
+        for read in dict.fromkeys(read for _, read in readers):
+            made = read.args[0] if read.target in quantizers else read
+            quantized = add(read, rule, f"{made}{suffix}")
+            for reader in (reader for reader, its_read in readers if its_read is read):
+                reader.replace_input_with(read, quantized)
+
+    quantizers: set[object] = set()  # by their paths, of whole tensors
     for tensor, wanted in demands.items():
         wanted.sort(key=lambda one: one.rule.activations.bits if one.rule.activations else 0, reverse=True)
         widest, *narrower = wanted
-        quantized = add(tensor, widest.rule, tensor.name)
-        for user in list(tensor.users):
-            if user is not quantized:
-                user.replace_input_with(tensor, quantized)
+        quantized = tensor
+        if tensor in apart:
+            add_before(widest.readers, widest.rule, "")
+        else:
+            quantized = add(tensor, widest.rule, tensor.name)
+            quantizers.add(quantized.target)
+            for user in list(tensor.users):
+                if user is not quantized:
+                    user.replace_input_with(tensor, quantized)
         for one in narrower:
             direct = [(reader, quantized if read is tensor else read) for reader, read in one.readers]
-            for read in dict.fromkeys(read for _, read in direct):
-                made = tensor if read is quantized else read
-                again = add(read, one.rule, f"{made.name}_{one.rule.activations}".replace("-", "_"))
-                for reader in (r for r, its_read in direct if its_read is read):
-                    reader.replace_input_with(read, again)
+            add_before(direct, one.rule, f"_{one.rule.activations}".replace("-", "_"))
     traced.graph.lint()
     traced.recompile()
 
