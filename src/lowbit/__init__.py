@@ -35,9 +35,9 @@ if TYPE_CHECKING:
     from lowbit.granularity import PerChannel as PerChannel
     from lowbit.granularity import PerGroup as PerGroup
     from lowbit.granularity import PerTensor as PerTensor
-    from lowbit.methods.distillation import Distillation as Distillation
-    from lowbit.methods.distillation import check_teacher as check_teacher
-    from lowbit.methods.distillation import distill as distill
+    from lowbit.methods.distillation.run import Distillation as Distillation
+    from lowbit.methods.distillation.run import distill as distill
+    from lowbit.methods.distillation.teacher import check_teacher as check_teacher
     from lowbit.post_training.correction import correct_moments as correct_moments
     from lowbit.post_training.equalization import equalize as equalize
     from lowbit.post_training.levels import post_train as post_train
@@ -64,7 +64,8 @@ _HOMES = {
     "lowbit.export.verify": ("Verification", "verify"),
     "lowbit.formats": ("Binary", "Block", "Float", "Int", "MidRise", "Ternary", "parse"),
     "lowbit.granularity": ("PerChannel", "PerGroup", "PerTensor"),
-    "lowbit.methods.distillation": ("Distillation", "check_teacher", "distill"),
+    "lowbit.methods.distillation.run": ("Distillation", "distill"),
+    "lowbit.methods.distillation.teacher": ("check_teacher",),
     "lowbit.post_training.correction": ("correct_moments",),
     "lowbit.post_training.equalization": ("equalize",),
     "lowbit.post_training.levels": ("post_train",),

@@ -78,11 +78,13 @@ class _Family:
 
 def _set_range(quantizer: Quantizer, low: Tensor, high: Tensor) -> None:
     """Set a range that holds 0; what is symmetric takes its larger side."""
-    symmetric = quantizer.zero_point is None
-    scale, zero_point = affine(low.clamp(max=0), high.clamp(min=0), quantizer.format, symmetric)
-    quantizer.scale.copy_(scale.reshape(quantizer.scale.shape))
+    symmetric, shape = quantizer.zero_point is None, quantizer.scale.shape
+    low, high = low.clamp(max=0).reshape(shape), high.clamp(min=0).reshape(shape)
+    scale, zero_point = affine(low, high, quantizer.format, symmetric)
+    usable = torch.isfinite(high - low) & (high > low)  # else, of a constant, the range stays as calibrated
+    quantizer.scale.copy_(torch.where(usable, scale, quantizer.scale))
     if quantizer.zero_point is not None and zero_point is not None:
-        quantizer.zero_point.copy_(zero_point.reshape(quantizer.scale.shape))
+        quantizer.zero_point.copy_(torch.where(usable, zero_point, quantizer.zero_point))
 
 
 def _start_lsq(quantizer: Quantizer, x: Tensor) -> None:
@@ -94,7 +96,8 @@ def _start_lsq(quantizer: Quantizer, x: Tensor) -> None:
 
 def _start_ewgs_weights(quantizer: Quantizer, w: Tensor) -> None:
     """u = 3 std(w), l = -u."""
-    high = 3 * quantizer.granularity.rows(w).std(1)
+    rows = quantizer.granularity.rows(w)
+    high = 3 * rows.std(1, correction=min(1, rows.shape[1] - 1))
     _set_range(quantizer, -high, high)
 
 
@@ -198,8 +201,23 @@ def _learner(side: _Side, exact: bool) -> Callable[[Quantizer, Tensor], None]:
 
 def _largest(quantizer: Quantizer) -> float:
     """The grid's highest number above zero, LSQ's Qp."""
-    zero_point = 0.0 if quantizer.zero_point is None else float(quantizer.zero_point.min())
+    zero_point = 0.0 if quantizer.zero_point is None else float(quantizer.zero_point.detach().min())
     return quantizer.format.max - zero_point
+
+
+def published_rates(student: nn.Module, family: FamilyName, rate: float) -> dict[nn.Parameter, float]:
+    """Learning rates of what `begin` made learn, such that what the paper learns moves at `rate`.
+
+    EWGS and PACT learn the ends of the range, u = s (max - o), and the zero point moves both by s; LSQ learns s.
+    """
+    rates: dict[nn.Parameter, float] = {}
+    for quantizer in _sides(student, family):
+        if quantizer.scale.requires_grad:
+            ends = 1.0 if family == "lsq" else _largest(quantizer)
+            rates[quantizer.scale] = rate / ends
+        if isinstance(quantizer.zero_point, nn.Parameter):
+            rates[quantizer.zero_point] = rate / float(quantizer.scale.detach().mean())
+    return rates
 
 
 def project(quantizers: Iterable[Quantizer]) -> None:
@@ -214,12 +232,15 @@ def project(quantizers: Iterable[Quantizer]) -> None:
 
 def settle(student: nn.Module) -> None:
     """End what `begin` began, in place: the ranges stay as they are now, and every quantizer is a fixed one again."""
+    done: set[nn.Parameter] = set()  # layers may share a weight
     with torch.no_grad():
         for layer in student.modules():
             quantizer = layer.weight_quantizer if isinstance(layer, Quantized) else None
             if isinstance(layer, Quantized) and isinstance(quantizer, Quantizer) and quantizer.tanh:
                 weight = layer.layer.get_parameter("weight")
-                weight.copy_(torch.tanh(weight))
+                if weight not in done:
+                    weight.copy_(torch.tanh(weight))
+                    done.add(weight)
                 quantizer.scale.copy_(quantizer.absmax_scale(weight))
         for quantizer in (m for m in student.modules() if isinstance(m, Quantizer)):
             quantizer.gradient, quantizer.tanh, quantizer.delta = STE, False, None
@@ -313,6 +334,8 @@ def _smooth(quantizers: Iterable[Quantizer]) -> Iterator[dict[Quantizer, Tensor]
         low, high = (granularity.spread(bound, x.shape) for bound in quantizer.bounds())
         clipped = granularity.unblocked(torch.clamp(granularity.blocked(x), low, high), x.shape)
         smooth = clipped + (output - clipped).detach()
+        if not smooth.requires_grad:  # of the network's input
+            smooth.requires_grad_()
         outputs.setdefault(quantizer, smooth)  # of a layer that is called twice, the first call
         return smooth
 

@@ -17,7 +17,7 @@ import builtins
 import copy
 import inspect
 import operator
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -34,7 +34,7 @@ from lowbit.layers import (
     folded_layer,
     folds_batchnorm,
     input_quantizer_for,
-    negate_channels,
+    ready_for_training,
     why_not,
 )
 from lowbit.quantizer import Quantizer
@@ -116,15 +116,17 @@ def _normalized(traced: fx.GraphModule) -> list[_Normalized]:
     return found
 
 
-def fold_batchnorm(traced: fx.GraphModule) -> list[str]:
+def fold_batchnorm(traced: fx.GraphModule, layers: Collection[str] | None = None) -> list[str]:
     """Fold each BatchNorm into the convolution or linear layer it follows; returns the names of those folded.
+
+    `layers` names those that take part, None is all.
 
     A pair is folded only if nothing else reads the layer's output and both are called once. A quantized layer keeps its
     codes: only its scales change.
     """
     folded: list[str] = []
-    while pairs := _normalized(traced):  # again, for a BatchNorm behind a BatchNorm
-        for pair in pairs:
+    while pairs := [p for p in _normalized(traced) if layers is None or str(p.layer_node.target) in layers]:
+        for pair in pairs:  # and again, for a BatchNorm behind a BatchNorm
             traced.set_submodule(str(pair.layer_node.target), folded_layer(pair.layer, pair.bn))
             pair.bn_node.replace_all_uses_with(pair.layer_node)
             traced.graph.erase_node(pair.bn_node)
@@ -136,18 +138,17 @@ def fold_batchnorm(traced: fx.GraphModule) -> list[str]:
 
 def folded(model: nn.Module) -> nn.Module:
     """A copy of a float model in eval mode, with its BatchNorms folded if it can be traced: the same, but faster."""
-    copied = copy.deepcopy(model).eval()
-    traced = trace(copied)
+    traced = trace(copy.deepcopy(model).eval())
     if isinstance(traced, str):
-        return copied
+        return copy.deepcopy(model).eval()  # not what tracing may have left something in
     fold_batchnorm(traced)
     return traced
 
 
 def keep_batchnorm(traced: fx.GraphModule) -> None:
-    """Make the factors of BatchNorms that stay for training positive, so that folding them later only scales codes."""
+    """Make layers and the BatchNorms that stay behind them for training ready for it."""
     for pair in _normalized(traced):
-        negate_channels(pair.layer, pair.bn)
+        ready_for_training(pair.layer, pair.bn)
 
 
 def batchnorms_to_fold(traced: fx.GraphModule) -> list[BatchNorm]:

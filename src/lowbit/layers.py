@@ -10,7 +10,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from lowbit.errors import FormatError, LayerError
-from lowbit.formats import Binary, Block, MidRise
+from lowbit.formats import Binary, Block, Format, MidRise
 from lowbit.granularity import Granularity, PerChannel, PerGroup, PerTensor
 from lowbit.quantizer import Codes, Quantizer
 from lowbit.recipe import Rule
@@ -164,9 +164,11 @@ def folds_batchnorm(layer: nn.Module, bn: BatchNorm) -> bool:
     """Whether `folded_layer` can make one layer of these two."""
     if isinstance(layer, Quantized):
         quantizer = layer.weight_quantizer
-        if isinstance(quantizer, Codes) or (quantizer is not None and not _takes_factors(layer.layer, quantizer)):
-            return False
         layer = layer.layer
+        if isinstance(quantizer, Codes):
+            return False
+        if quantizer is not None and not takes_factors(layer, quantizer.format, quantizer.granularity):
+            return False
     if isinstance(layer, TRANSPOSED) and layer.groups > 1:  # weight [in, out / groups, ...]: torch cannot fuse it
         return False
     if isinstance(layer, nn.Linear):
@@ -174,14 +176,14 @@ def folds_batchnorm(layer: nn.Module, bn: BatchNorm) -> bool:
     return isinstance(layer, (*CONVOLUTIONS, *TRANSPOSED))
 
 
-def _takes_factors(layer: nn.Module, quantizer: Quantizer) -> bool:
-    """Whether scales can take up a factor for each output channel, and codes stay as they are."""
-    if isinstance(quantizer.format, Block):  # whose scales lie on a grid
+def takes_factors(layer: nn.Module, format: Format, granularity: Granularity) -> bool:
+    """Whether the scales of a weight can take up a factor for each output channel, and codes stay as they are."""
+    if isinstance(format, Block):  # whose scales lie on a grid
         return False
-    outputs = output_granularity(layer, PerChannel())
-    if isinstance(quantizer.granularity, PerGroup):
+    outputs, granularity = output_granularity(layer, PerChannel()), output_granularity(layer, granularity)
+    if isinstance(granularity, PerGroup):
         return outputs == PerChannel(0)
-    return isinstance(quantizer.granularity, PerTensor) or quantizer.granularity == outputs
+    return isinstance(granularity, PerTensor) or granularity == outputs
 
 
 def folded_layer(layer: nn.Module, bn: BatchNorm) -> nn.Module:
@@ -206,18 +208,26 @@ def folded_layer(layer: nn.Module, bn: BatchNorm) -> nn.Module:
     return layer
 
 
-def negate_channels(layer: nn.Module, bn: BatchNorm) -> None:
-    """Turn each output channel of a float layer that `bn` multiplies by a negative number around, and `bn` with it."""
-    if bn.weight is None or bn.running_mean is None:
-        return
+def ready_for_training(layer: nn.Module, bn: BatchNorm) -> None:
+    """Make a float layer and the BatchNorm behind it one that trains and then folds well; the function stays the same.
+
+    The layer's bias goes into the mean, which takes it out again: it would have no gradient but noise, of which Adam
+    makes whole steps. Channels that `bn` multiplies by a negative number are turned around: a fold then only scales.
+    """
+    assert bn.running_mean is not None  # `graph` pairs no other
     with torch.no_grad():
-        signs = torch.where(bn.weight < 0, -1.0, 1.0)
-        weight = layer.get_parameter("weight")
+        if layer.bias is not None:
+            bn.running_mean.sub_(layer.bias)  # type: ignore[arg-type]
+            layer.register_parameter("bias", None)
+        if bn.weight is None or not bool((bn.weight < 0).any()):
+            return
+        signs, weight = torch.where(bn.weight < 0, -1.0, 1.0), layer.get_parameter("weight")
         axis = 1 if isinstance(layer, TRANSPOSED) else 0
-        weight.mul_(signs.reshape([-1 if i == axis else 1 for i in range(weight.dim())]))
-        for tensor in (layer.bias, bn.running_mean, bn.weight):
-            if tensor is not None:
-                tensor.mul_(signs)  # type: ignore[operator]
+        turned = weight * signs.reshape([-1 if i == axis else 1 for i in range(weight.dim())])
+        # a parameter of its own: another layer may share the weight
+        layer.register_parameter("weight", nn.Parameter(turned, weight.requires_grad))
+        bn.running_mean.mul_(signs)
+        bn.weight.mul_(signs)
 
 
 def replace(model: nn.Module, old: nn.Module, new: nn.Module) -> nn.Module:

@@ -35,13 +35,13 @@ def relative_error(outputs: list[Tensor], targets: list[Tensor]) -> float:
     return float(((found - wanted) ** 2).mean() / wanted.var(correction=0).clamp(min=1e-30))
 
 
-def agreement_of(outputs: list[Tensor], targets: list[Tensor]) -> float:
+def agreement_of(outputs: list[Tensor], targets: list[Tensor], *, classes: bool) -> float:
     """How well outputs agree, batch by batch: the share of equal predictions for class scores, else 1 less the relative
     error. 1 is best; NaN tells of outputs that are not finite.
     """
     if not all(bool(torch.isfinite(output).all()) for output in outputs):
         return math.nan
-    if not all(are_classes(target) for target in targets):
+    if not classes:
         return 1 - relative_error(outputs, targets)
     return accuracy_of(outputs, [target.argmax(1) for target in targets])
 

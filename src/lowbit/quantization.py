@@ -21,6 +21,7 @@ from lowbit.layers import (
     Quantized,
     quantized_layer,
     replace,
+    takes_factors,
     turn_off_fused_paths,
     unsupported_layers,
     weighted_layers,
@@ -28,7 +29,7 @@ from lowbit.layers import (
 )
 from lowbit.progress import track
 from lowbit.quantizer import Codes, Quantizer
-from lowbit.recipe import Recipe
+from lowbit.recipe import Recipe, Rule
 from lowbit.scales import PERCENTILE, Histogram
 
 UNTRACED = (
@@ -89,17 +90,17 @@ def quantize(model: nn.Module, recipe: Recipe, *, fold: bool = True) -> nn.Modul
     """
     if any(isinstance(m, (Quantized, Quantizer)) for m in model.modules()):
         raise LayerError("the model is quantized already; quantize the float model it was made from")
-    student = copy.deepcopy(model).eval()
-    traced = graph.trace(student)
+    traced = graph.trace(copy.deepcopy(model).eval())
+    # a model that cannot be traced is copied again: tracing may have left something in the first copy
+    student = traced if isinstance(traced, fx.GraphModule) else copy.deepcopy(model).eval()
+    resolved = recipe.resolve(weighted_layers(student))
     if isinstance(traced, fx.GraphModule):
-        student = traced
-        if fold:
-            graph.fold_batchnorm(traced)
-        else:
-            graph.keep_batchnorm(traced)
+        rigid = [name for name, rule in resolved.items() if rule and not _takes_factors(student, name, rule)]
+        graph.fold_batchnorm(traced, None if fold else rigid)
+        graph.keep_batchnorm(traced)
     in_graph = {n.target for n in traced.graph.nodes} if isinstance(traced, fx.GraphModule) else set()
     rules = {}
-    for name, rule in recipe.resolve(weighted_layers(student)).items():
+    for name, rule in resolved.items():
         layer = student.get_submodule(name)
         if rule is None or why_not(layer):
             continue
@@ -122,6 +123,10 @@ def quantize(model: nn.Module, recipe: Recipe, *, fold: bool = True) -> nn.Modul
     noted = Origin(recipe, traced if isinstance(traced, str) else "", fold)
     student.meta = {**(kept if isinstance(kept, dict) else {}), "lowbit": noted}  # type: ignore[assignment]
     return student
+
+
+def _takes_factors(model: nn.Module, name: str, rule: Rule) -> bool:
+    return rule.weights is None or takes_factors(model.get_submodule(name), rule.weights, rule.granularity)
 
 
 def calibrate(student: nn.Module, batches: Batches, *, progress: bool = True) -> None:

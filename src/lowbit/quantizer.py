@@ -91,12 +91,13 @@ class Quantizer(nn.Module):
             return x
         if not self.ready:
             raise CalibrationError(f"activations {self.name!r} have no scale yet; call calibrate(student, batches)")
+        scale: Tensor = self.scale
         x = x.float()  # mixed precision ends here: a grid in bfloat16 would be another grid
         if self.tanh:
             x = torch.tanh(x)
-            with torch.no_grad():
-                self.scale.copy_(self.absmax_scale(x))
-        return ops.fake_quantize(x, self.scale, self.zero_point, self.format, self.granularity, self.gradient)
+            scale = self.absmax_scale(x)  # a tensor of its own for each call: the one before is kept for its gradient
+            self.scale.data.copy_(scale)
+        return ops.fake_quantize(x, scale, self.zero_point, self.format, self.granularity, self.gradient)
 
     def absmax_scale(self, x: Tensor) -> Tensor:
         """The scales, in the shape of `scale`, that put the largest magnitude of each block on the end of the grid."""

@@ -6,6 +6,7 @@ import copy
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,9 @@ import lowbit as lb
 from lowbit.batches import Batch
 from lowbit.errors import CalibrationError, DataError, LayerError, RecipeError, TrainingError, TrainingWarning
 from lowbit.families import FamilyName
-from lowbit.methods.distillation import Distillation, check_teacher, distill
+from lowbit.methods.distillation.objective import Objective
+from lowbit.methods.distillation.run import Distillation, distill
+from lowbit.methods.distillation.teacher import check_teacher
 from lowbit.objectives import kl_divergence
 from lowbit.quantization import origin
 from lowbit.quantizer import Quantizer
@@ -189,7 +192,7 @@ def test_a_student_that_keeps_its_batchnorms_equals_its_teacher_without_quantize
 def test_the_best_epoch_is_the_one_that_agrees_most() -> None:
     _, result = trained(epochs=5)
     scores = [epoch.score or 0.0 for epoch in result.epochs]
-    assert result.best == 1 + scores.index(max(scores))
+    assert result.best == max(number for number, score in enumerate(scores, 1) if score == max(scores))
 
 
 def test_resumes_to_the_same_student(tmp_path: Path) -> None:
@@ -398,3 +401,143 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+# What is easily done wrong
+
+
+class Shared(nn.Module):
+    """One layer called twice, and two layers that share a weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.twice, self.a, self.b = nn.Linear(36, 36), nn.Linear(36, 36), nn.Linear(36, 36)
+        self.b.weight = self.a.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.twice(torch.relu(self.twice(x.flatten(1)))))
+        return self.b(torch.relu(self.a(x)))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("family", ["fixed", "lsq", "pact", "dorefa", "ewgs"])
+def test_layers_called_twice_and_weights_shared(family: FamilyName) -> None:
+    model = Shared().eval()
+    student = student_of(model, images(), "mid4", "int8")
+    _, result = distill(student, model, images(), epochs=2, quantizer=family, loss="mse", rate=0, progress=False)
+    assert result.after == pytest.approx(float(result.epochs[result.best - 1].score or 0), abs=1e-3)
+
+
+def test_regressions_are_judged_by_their_error() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(36, 16), nn.ReLU(), nn.Linear(16, 4)).eval()
+    student = student_of(model, images(), "int4", "int4")
+    _, result = distill(student, model, images(), epochs=4, loss="mse", batch_size=16, progress=False)
+    assert result.teacher.confidence is None
+    assert all(epoch.score not in (None, 0.0, 1.0) for epoch in result.epochs)
+    assert "%" not in str(result)
+
+
+def test_the_loss_of_a_batch_is_the_mean_over_its_samples() -> None:
+    model = Small().eval()
+    student = student_of(model, images())
+    objective = Objective(student, model, "mse", 4.0, ("linear",), [*images()[:2]])
+    whole = images()[0]
+    parts = [objective.loss(student, whole[:4]) * 4, objective.loss(student, whole[4:]) * 12]
+    assert objective.loss(student, whole).item() == pytest.approx(sum(part.item() for part in parts) / 16, rel=1e-5)
+
+
+def test_a_bias_in_front_of_a_batchnorm_goes_into_it() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 4)).eval()
+    student = student_of(model, images(), "int8", "int8")
+    assert student.get_submodule("0").bias is None
+    folded = lb.quantize(model, lb.Recipe.uniform("int8", "int8"))
+    lb.calibrate(folded, images(), progress=False)
+    assert torch.allclose(student(images()[0]), folded(images()[0]), atol=0.05)
+    finished, _ = distill(student, model, images(), epochs=1, rate=0, progress=False)
+    assert finished.get_submodule("0").bias is not None
+
+
+def test_a_loader_that_shuffles_holds_out_the_same_samples_each_time(tmp_path: Path) -> None:
+    data = torch.utils.data.TensorDataset(torch.cat(images()))
+    loader = torch.utils.data.DataLoader(data, batch_size=8, shuffle=True)
+    model = Small().eval()
+    student = student_of(model, images())
+    options = {"epochs": 2, "batch_size": 16, "progress": False}
+    first, second = (distill(student, model, loader, **options)[0] for _ in range(2))  # type: ignore[arg-type]
+    assert same_weights(first, second)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"loss": "mse"}, "loss 'kl' there, 'mse' here"),
+        ({"temperature": 2.0}, "temperature 4.0 there"),
+        ({"cache_teacher": True}, "cache_teacher False there"),
+        ({"quantizer": "lsq"}, "quantizer 'ewgs' there"),
+        ({"batches": images(seed=7)}, "calibration '"),
+    ],
+)
+def test_a_checkpoint_of_another_run_names_what_differs(change: dict[str, Any], named: str, tmp_path: Path) -> None:
+    trained(folder=tmp_path, epochs=1)
+    with pytest.raises(TrainingError, match=f"another run: {named}"):
+        trained(**{"folder": tmp_path, "epochs": 1, **change})
+
+
+def test_a_checkpoint_of_another_recipe_is_refused(tmp_path: Path) -> None:
+    trained(folder=tmp_path, epochs=1)
+    model = Small().eval()
+    with pytest.raises(TrainingError, match="another run: recipe '"):
+        distill(student_of(model, images(), "int4"), model, images(), epochs=1, batch_size=16, folder=tmp_path)
+
+
+def test_block_formats_are_folded_before_they_train() -> None:
+    student = student_of(Small().eval(), images(), "mxfp4", "int8")
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in student.modules())
+
+
+def test_batchnorms_that_were_never_folded_are_named(tmp_path: Path) -> None:
+    exported = lb.export_onnx(student_of(Small().eval(), images(), "int8", "int8"), tmp_path / "m.onnx", images()[0])
+    reasons = lb.verify(exported, images(), progress=False).stayed_float.values()
+    assert any("a BatchNorm follows it that is not folded" in reason for reason in reasons)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (torch.zeros(16, 1).long(), r"labels of int64 \[16, 1\], expected class numbers \[16\]"),
+        (torch.zeros(16), r"labels of float32 \[16\]"),
+        (torch.full((16,), 9), "labels reach from 9 to 9, expected 0 to 3"),
+        (None, "got a batch without labels"),
+    ],
+)
+def test_labels_that_do_not_fit(labels: Tensor | None, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        trained([(x, labels) for x in images()], loss="labels")
+
+
+def test_options_without_effect_are_refused() -> None:
+    for options, message in (
+        ({"features": ("linear",), "loss": "labels"}, "'labels' has no teacher"),
+        ({"exact": True, "scale_rate": 0.1}, "scale_rate has no effect"),
+        ({"delta_every": 2, "quantizer": "lsq"}, "only with quantizer 'ewgs'"),
+        ({"loss": "cosine", "cache_teacher": True, "features": ("linear",)}, "cache_teacher keeps one output"),
+    ):
+        with pytest.raises(RecipeError, match=message):
+            trained(**options)
+    with pytest.raises(TrainingError, match=r"got rate=-1"):
+        trained(rate=-1.0)
+
+
+def test_data_that_is_not_finite_is_told_before_training() -> None:
+    batches = images()
+    batches[0][3] = torch.nan
+    with pytest.raises(DataError, match="teacher's outputs for batch 0 are not finite"):
+        distill(student_of(Small().eval(), images()), Small().eval(), batches)
+
+
+def test_pact_without_clipping_is_told() -> None:
+    big = [100 * x for x in images()]
+    with pytest.warns(TrainingWarning, match=r"PACT learns \d ranges beyond 10"):
+        trained(big, quantizer="pact", epochs=1)

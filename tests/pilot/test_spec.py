@@ -15,7 +15,7 @@ import yaml
 
 import lowbit as lb
 from lowbit.data import Preprocess, from_arrays
-from lowbit.methods.distillation import distill
+from lowbit.methods.distillation.run import distill
 from lowbit.pilot.spec import DistillSpec, PilotSpec, PreprocessSpec, load_spec
 from lowbit.training.loop import Fitting
 

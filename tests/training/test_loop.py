@@ -138,7 +138,7 @@ class WithQuantizers(nn.Module):
 
 def test_groups() -> None:
     model = WithQuantizers()
-    groups = parameter_groups(model, 1e-3, 1e-2, None, 0.5)
+    groups = parameter_groups(model, 1e-3, 1e-2, {}, 0.5)
     found = [([id(p) for p in g["params"]], round(g["lr"], 9), g["weight_decay"]) for g in groups]
     assert found == [
         ([id(model.linear.weight)], 1e-3, 0.5),
@@ -147,12 +147,14 @@ def test_groups() -> None:
         ([id(model.affine.scale)], 3e-2, 0),
         ([id(model.affine.zero_point)], 1e-2, 0),
     ]
-    *_, last = parameter_groups(model, 1e-3, 1e-2, 7.0, 0.5)
-    assert (len(last["params"]), last["lr"], last["weight_decay"]) == (3, 7.0, 0)
+    own, *others = parameter_groups(model, 1e-3, 1e-2, {model.symmetric.scale: 7.0}, 0.5)
+    assert own["params"] == [model.symmetric.scale]
+    assert (own["lr"], own["weight_decay"]) == (7.0, 0)
+    assert len(others) == len(groups) - 1
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     with pytest.raises(TrainingError, match="no parameter requires gradients"):
-        parameter_groups(model, 1e-3, 1e-2, None, 0.5)
+        parameter_groups(model, 1e-3, 1e-2, {}, 0.5)
 
 
 def test_clipping_limits_the_step() -> None:
@@ -185,8 +187,8 @@ def test_best_epoch_by_score() -> None:
 
     model = network()
     fitted = fit(model, cross_entropy, Shuffled(BATCHES, 11), epochs=5, score=score)
-    assert fitted.best == 3
-    assert all(torch.equal(v, weights[2][k]) for k, v in model.state_dict().items())
+    assert fitted.best == 4  # of equals the last, which has learned most
+    assert all(torch.equal(v, weights[3][k]) for k, v in model.state_dict().items())
     assert [e.score for e in fitted.epochs[1:]] == [0.1, 0.7, 0.7, 0.2]
 
 
@@ -577,7 +579,7 @@ def test_log(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"fingerprint": "b"}, "fingerprint 'a' there, 'b' here"),
+        ({"about": {"data": "b"}}, "data 'a' there, 'b' here"),
         ({"rate": 0.1}, "rate 0.05 there, 0.1 here"),
         ({"clip": None}, r"clip 1\.0 there, None here"),
         ({"score": None}, "score 'given' there, 'none' here"),
@@ -585,10 +587,10 @@ def test_log(tmp_path: Path) -> None:
     ],
 )
 def test_checkpoint_of_another_run(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
-    run(network(), tmp_path, fingerprint="a")
+    run(network(), tmp_path, about={"data": "a"})
     kept = (tmp_path / "checkpoint.pt").read_bytes()
     with pytest.raises(TrainingError, match=f"{tmp_path}' holds a checkpoint of another run: {message}; give another"):
-        run(network(), tmp_path, **{"fingerprint": "a", **changes})
+        run(network(), tmp_path, **{"about": {"data": "a"}, **changes})
     assert (tmp_path / "checkpoint.pt").read_bytes() == kept
 
 
@@ -645,7 +647,7 @@ def test_loss_that_is_not_finite(keeps: bool, tmp_path: Path) -> None:
     rate = 0.05 * rate_share(7, 12, 0.03)
     assert str(caught.value) == (
         f"the loss is nan in epoch 2, step 8 at learning rate {rate:.3g}; lower `rate` or `scale_rate`, or set `clip`"
-        f"{', and give another folder' if keeps else ''} (the model holds the weights of step 6)"
+        f"{', and give another folder' if keeps else ''} (the last good weights are those of step 6)"
     )
     with pytest.raises(Killed):
         run(expected, tmp_path / "good", loss=killed_at(6))

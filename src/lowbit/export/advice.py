@@ -135,6 +135,8 @@ def _why_float_kind(node: onnx.NodeProto, wiring: Wiring) -> tuple[str, str]:
         after = wiring.readers.get(node.output[0], [])
         while len(after) == 1 and after[0].op_type in ("Relu", "Clip"):
             after = wiring.readers.get(after[0].output[0], [])
+        if any(reader.op_type == "BatchNormalization" for reader in after):
+            return "a BatchNorm follows it that is not folded", "distill the student, or quantize without fold=False"
         if not after or any(reader.op_type != "QuantizeLinear" for reader in after):
             return (
                 "its output is not quantized",

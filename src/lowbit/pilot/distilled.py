@@ -19,7 +19,7 @@ from torch import nn
 from lowbit import files
 from lowbit.batches import Batches
 from lowbit.errors import TrainingWarning
-from lowbit.methods.distillation import Distillation, distill
+from lowbit.methods.distillation.run import Distillation, distill
 from lowbit.pilot.record import DistillationRow, EpochRow, RangeRow, Score, TeacherRow
 from lowbit.quantization import calibrate, quantize
 from lowbit.recipe import Recipe

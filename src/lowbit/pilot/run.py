@@ -108,7 +108,7 @@ def run_pilot(
     tasks = [task("float", None)]
     for v in spec.variants:
         recipe = v.to_recipe(where, f"{spec.name}: {v.name}")
-        trained = {"distill": v.distill, "black": black} if v.distill else {}
+        trained = {"distill": v.distill.of_metric(metric), "black": black} if v.distill else {}
         tasks.append(task(v.name, recipe, opset=v.opset, level=v.level, widen_most=v.widen_most, **trained))
     folder.mkdir(parents=True, exist_ok=True)
     run = Run(

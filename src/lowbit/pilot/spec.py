@@ -17,7 +17,7 @@ from lowbit.errors import FormatError, RecipeError
 from lowbit.families import FamilyName
 from lowbit.formats import parse
 from lowbit.granularity import parse_granularity
-from lowbit.methods.distillation import LossName
+from lowbit.methods.distillation.objective import LossName
 from lowbit.post_training.levels import Level
 from lowbit.recipe import Recipe, validated
 from lowbit.training.loop import Optimizer
@@ -130,7 +130,7 @@ class RuntimeSpec(_Section):
 
 
 class DistillSpec(_Section):
-    """How a variant is trained toward the float model's outputs; see `lowbit.methods.distillation.distill`.
+    """How a variant is trained toward the float model's outputs; see `lowbit.methods.distillation.run.distill`.
 
     What is None is as `distill` has it. `crop` shifts images by up to so many pixels and `flip` mirrors half of them;
     see `lowbit.training.samples.crop_and_flip`.
@@ -167,6 +167,12 @@ class DistillSpec(_Section):
                 "cache_teacher keeps one output a sample, which features, crop, flip and loss 'labels' do not go with; "
                 "leave one or the other out"
             )
+        return self
+
+    def of_metric(self, metric: str) -> DistillSpec:
+        """What this is for a pilot with a metric: where r2 decides, outputs are numbers and no class scores."""
+        if metric == "r2" and "loss" not in self.model_fields_set:
+            return self.model_copy(update={"loss": "mse"})
         return self
 
     def options(self) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from lowbit.export.qdq import how_stored
 from lowbit.export.runtime import RuntimeName, arrays, open_session
 from lowbit.export.verify import Verification, verify
 from lowbit.layers import Quantized
-from lowbit.methods.distillation import Distillation
+from lowbit.methods.distillation.run import Distillation
 from lowbit.pilot import distilled, statistics
 from lowbit.pilot.record import DistillationRow, LayerRow, ObstacleRow, Score, Trial, VerificationRow, read
 from lowbit.pilot.spec import DistillSpec

@@ -120,7 +120,7 @@ def post_train(
     def done(name: str, began: float, student: nn.Module) -> nn.Module:
         outputs = outputs_of(student, held_out)
         scores = all(one.dim() == 2 and one.shape[1] > 1 for one in target)
-        agreement = agreement_of(outputs, target) if scores else None
+        agreement = agreement_of(outputs, target, classes=True) if scores else None
         steps.append(Step(name, time.perf_counter() - began, relative_error(outputs, target), agreement))
         return student
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import reprlib
 import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -159,7 +160,7 @@ class Keeper:
         at = "" if rate is None else f" at learning rate {rate:.3g}"
         return TrainingError(
             f"{what} in epoch {epoch}, step {step}{at}; lower `rate` or `scale_rate`, or set `clip`"
-            f"{', and give another folder' if self.folder else ''} (the model holds the weights of {self.where})"
+            f"{', and give another folder' if self.folder else ''} (the last good weights are those of {self.where})"
         )
 
 
@@ -173,7 +174,8 @@ def _load(model: nn.Module, weights: dict[str, Any]) -> None:
         owner, _, key = name.rpartition(".")
         buffers = model.get_submodule(owner)._buffers
         if key in buffers and (buffers[key] is None) == (name in weights):
-            buffers[key] = weights[name].clone() if name in weights else None
+            device = next(model.parameters()).device
+            buffers[key] = weights[name].clone().to(device) if name in weights else None
     model.load_state_dict(weights)
 
 
@@ -186,8 +188,8 @@ def described(parameter: nn.Parameter) -> str:
 def other_run(folder: Path | None, name: str, there: object, here: object) -> TrainingError:
     """The error of a folder that holds another run, whose `name` differs."""
     return TrainingError(
-        f"'{folder}' holds a checkpoint of another run: {name} {there!r} there, {here!r} here; give another folder, or "
-        "delete this one to train anew"
+        f"'{folder}' holds a checkpoint of another run: {name} {reprlib.repr(there)} there, "
+        f"{reprlib.repr(here)} here; give another folder, or delete this one to train anew"
     )
 
 

@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -64,7 +64,6 @@ class Fitting(TypedDict, total=False):
 
     rate: float
     scale_rate: float
-    absolute_scale_rate: float | None
     optimizer: Optimizer
     weight_decay: float
     warmup: float
@@ -82,7 +81,7 @@ def fit(
     epochs: int,
     rate: float = 1e-3,
     scale_rate: float = 1e-2,
-    absolute_scale_rate: float | None = None,
+    rates: Mapping[nn.Parameter, float] | None = None,
     optimizer: Optimizer = "adam",
     weight_decay: float = 0.0,
     warmup: float = 0.03,
@@ -93,7 +92,7 @@ def fit(
     score: Callable[[nn.Module], float] | None = None,
     before_epoch: Callable[[int], None] | None = None,
     after_step: Callable[[], None] | None = None,
-    fingerprint: str = "",
+    about: Mapping[str, object] | None = None,
     folder: Path | None = None,
     save_every: int = 100,
     seed: int = 0,
@@ -110,7 +109,7 @@ def fit(
         rate: highest learning rate of weights, biases and norms.
         scale_rate: of the scales of quantizers, as a share of their mean size at the start; of learned zero points,
             which count grid steps, as it is.
-        absolute_scale_rate: the same rate for all of these instead, as papers have it.
+        rates: of single parameters, where they are not to follow from the two above.
         optimizer: Adam, or SGD with Nesterov momentum of 0.9.
         weight_decay: of parameters with two dimensions or more; of no part of a quantizer.
         warmup: share of the steps in which the rate rises.
@@ -123,7 +122,7 @@ def fit(
         before_epoch: called with the epoch's number after `model.train()`, but not again if the epoch is resumed; the
             modes of modules and the `requires_grad` that it sets are kept, all else has to be in the state dict.
         after_step: called after each optimizer step, without gradients.
-        fingerprint: names all that these arguments do not: data, loss, start of the model.
+        about: names and values of all that these arguments do not say: data, loss, start of the model.
         folder: keeps `log.jsonl` and `checkpoint.pt`; a run that was killed goes on there, a finished one is read. All
             processes have to see it, one writes.
         save_every: steps between checkpoints, besides the one after each epoch.
@@ -137,12 +136,18 @@ def fit(
     """
     if epochs < 1 or save_every < 1:
         raise TrainingError(f"got epochs={epochs} and save_every={save_every}, expected at least 1 of each")
+    if not (rate >= 0 and scale_rate >= 0 and weight_decay >= 0 and 0 <= warmup < 1 and (clip is None or clip > 0)):
+        raise TrainingError(
+            f"got rate={rate}, scale_rate={scale_rate}, weight_decay={weight_decay}, warmup={warmup} and clip={clip}; "
+            "expected clip above 0, warmup from 0 to 1, the others at least 0"
+        )
     if optimizer not in _OPTIMIZERS or precision not in PRECISIONS:
         known = f"{' or '.join(_OPTIMIZERS)}, and {', '.join(PRECISIONS)}"
         raise TrainingError(f"got optimizer {optimizer!r} and precision {precision!r}; use {known}")
     options: dict[str, object] = {
-        **{"fingerprint": fingerprint, "epochs": epochs, "rate": rate, "scale_rate": scale_rate},
-        **{"absolute_scale_rate": absolute_scale_rate, "optimizer": optimizer, "weight_decay": weight_decay},
+        **(about or {}),
+        **{"epochs": epochs, "rate": rate, "scale_rate": scale_rate, "rates": sorted((rates or {}).values())},
+        **{"optimizer": optimizer, "weight_decay": weight_decay},
         **{"warmup": warmup, "clip": clip, "precision": precision, "channels_last": channels_last, "seed": seed},
         **{"augment": "none" if augment is None else "given", "score": "none" if score is None else "given"},
         **{f"parameter '{name}'": described(parameter) for name, parameter in model.named_parameters()},
@@ -157,7 +162,7 @@ def fit(
         follow_first_process(model, accelerator)
         if channels_last:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        groups = parameter_groups(model, rate, scale_rate, absolute_scale_rate, weight_decay)
+        groups = parameter_groups(model, rate, scale_rate, rates or {}, weight_decay)
         prepared = accelerator.prepare_optimizer(_OPTIMIZERS[optimizer](groups))
         keeper = Keeper(model, prepared, accelerator, options, folder)
         counts = keeper.resume()
@@ -184,25 +189,23 @@ def rate_share(step: int, steps: int, warmup: float) -> float:
 
 
 def parameter_groups(
-    model: nn.Module, rate: float, scale_rate: float, absolute_scale_rate: float | None, weight_decay: float
+    model: nn.Module, rate: float, scale_rate: float, rates: Mapping[nn.Parameter, float], weight_decay: float
 ) -> list[dict[str, Any]]:
     """What learns at which rate: weights, biases and norms, and each scale and zero point of a quantizer.
 
     Raises:
         TrainingError: nothing learns.
     """
-    groups: list[dict[str, Any]] = []
+    groups = [_group([parameter], own) for parameter, own in rates.items()]
     quantizers = [module for module in model.modules() if isinstance(module, Quantizer)]
     of_quantizers = [(n, p) for q in quantizers for n, p in q.named_parameters(recurse=False) if p.requires_grad]
-    taken = {id(parameter) for _, parameter in of_quantizers}
+    taken = {id(p) for p in (*rates, *(parameter for _, parameter in of_quantizers))}
     rest = [p for p in model.parameters() if p.requires_grad and id(p) not in taken]
     groups.append(_group([p for p in rest if p.dim() > 1], rate, weight_decay))
     groups.append(_group([p for p in rest if p.dim() <= 1], rate))
-    if absolute_scale_rate is not None:
-        groups.append(_group([p for _, p in of_quantizers], absolute_scale_rate))
-    else:
-        for name, parameter in of_quantizers:
-            size = 1.0 if name == "zero_point" else float(parameter.detach().abs().mean())
+    for name, parameter in of_quantizers:
+        size = 1.0 if name == "zero_point" else float(parameter.detach().abs().mean())
+        if parameter not in rates:
             groups.append(_group([parameter], scale_rate * size))
     groups = [group for group in groups if group["params"]]
     if not groups:
@@ -363,5 +366,5 @@ class _Trainer:
 
 
 def _better(score: float, best: float | None) -> bool:
-    """Whether a score beats the best so far; any beats NaN."""
-    return best is None or score > best or (math.isnan(best) and not math.isnan(score))
+    """Whether a score is as good as the best so far, of an epoch that learned less; any beats NaN."""
+    return best is None or score >= best or (math.isnan(best) and not math.isnan(score))

@@ -71,6 +71,13 @@ def accelerator_of(precision: Precision) -> Iterator[Any]:
             state.update(old)
 
 
+def training_device() -> torch.device:
+    """Where `fit` trains: this process's GPU if there are some, else the CPU."""
+    with accelerator_of("float32") as accelerator:
+        device: torch.device = accelerator.device
+        return device
+
+
 @contextlib.contextmanager
 def own_random_numbers(device: torch.device) -> Iterator[None]:
     """Leave the caller's random numbers as they were."""

@@ -1,0 +1,155 @@
+"""What the student is held to: the teacher's outputs and features, or labels; and how well it agrees with them."""
+
+from __future__ import annotations
+
+import difflib
+from contextlib import ExitStack
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lowbit.batches import Batch, call, labels_of, output_tensor, outputs_of
+from lowbit.errors import DataError, LayerError, RecipeError, TrainingError
+from lowbit.layers import weighted_layers
+from lowbit.methods.distillation.material import without_target
+from lowbit.methods.distillation.teacher import classes_in
+from lowbit.objectives import accuracy_of, agreement_of, are_classes, cosine_distance, kl_divergence
+
+LossName = Literal["kl", "mse", "cosine", "labels"]
+
+
+class Objective:
+    """The loss of a batch and the score of a student, both against one teacher.
+
+    Args:
+        student, teacher: on one device; the teacher in eval mode.
+        loss: see `distill`; ``kl`` and ``labels`` take outputs as class scores, the others do not.
+        temperature: of ``kl``.
+        features: names of layers whose inputs are matched too.
+        held: batches that score.
+
+    Raises:
+        TrainingError: student and teacher return different shapes.
+        RecipeError: outputs that the loss cannot compare.
+        DataError: held-out labels that are missing or do not fit, for ``labels``.
+        LayerError: a name in `features` is no layer of both.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module,
+        loss: LossName,
+        temperature: float,
+        features: tuple[str, ...],
+        held: list[Batch],
+    ) -> None:
+        self.teacher, self.kind, self.temperature, self.features, self.held = teacher, loss, temperature, features, held
+        self.classes = loss in ("kl", "labels")
+        for model in (student, teacher):
+            for name in features:
+                _layer(model, name)
+        self.targets = outputs_of(teacher, held)
+        (got,), target = outputs_of(student, held[:1]), self.targets[0]
+        if got.shape != target.shape:
+            raise TrainingError(
+                f"the student returns {list(got.shape)} and the teacher {list(target.shape)} for the same batch; a "
+                "student is made from its teacher with quantize"
+            )
+        if (self.classes and not are_classes(target)) or target.dim() < 1 + (loss == "cosine"):
+            takes = "class scores [N, C, ...]" if self.classes else "vectors [N, ...]"
+            raise RecipeError(f"loss {loss!r} takes {takes}, the teacher returns {list(target.shape)}; use loss='mse'")
+        # constants, so that the loss of a batch is the mean over its samples, however they are shared out
+        self.variance = float(torch.cat([t.double().flatten() for t in self.targets]).var(correction=0)) or 1.0
+        with _Inputs(teacher, features) as read:
+            outputs_of(teacher, held[:1])
+        self.variances = {name: float(x.double().var(correction=0)) or 1.0 for name, x in read.seen.items()}
+        if loss == "labels":
+            for batch, output in zip(held, self.targets, strict=True):
+                check_labels(batch, output)
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The mean loss of a batch."""
+        if self.kind != "labels":
+            return self._distance(model, batch, None)
+        output = output_tensor(call(model, batch)).float()
+        return F.cross_entropy(output, check_labels(batch, output).to(output.device).long())
+
+    def cached_loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The same of a batch that holds the teacher's outputs, see `material.with_targets`."""
+        return self._distance(model, *without_target(batch))
+
+    def _distance(self, model: nn.Module, batch: Batch, target: Tensor | None) -> Tensor:
+        with _Inputs(model, self.features) as read, _Inputs(self.teacher, self.features) as wanted:
+            output = output_tensor(call(model, batch)).float()
+            if target is None:
+                with torch.no_grad():
+                    target = output_tensor(call(self.teacher, batch)).float()
+        match self.kind:
+            case "mse":
+                total = F.mse_loss(output, target) / self.variance
+            case "cosine":
+                total = cosine_distance(output, target)
+            case _:
+                total = kl_divergence(output, target, self.temperature)
+        for name, variance in self.variances.items():
+            total = total + F.mse_loss(read.seen[name].float(), wanted.seen[name].float()) / variance
+        return total
+
+    def score(self, model: nn.Module) -> float:
+        """What chooses the best epoch: agreement with the teacher, or with the labels where these are learned."""
+        labels = classes_in(self.held) if self.kind == "labels" else None
+        return accuracy_of(outputs_of(model, self.held), labels) if labels else self.agreement(model)
+
+    def agreement(self, model: nn.Module) -> float:
+        """How well held-out outputs agree with the teacher's, 1 at best."""
+        return agreement_of(outputs_of(model, self.held), self.targets, classes=self.classes)
+
+
+def check_labels(batch: Batch, output: Tensor) -> Tensor:
+    """The class labels of a batch, integers `[N, ...]` for outputs `[N, C, ...]`.
+
+    Raises:
+        DataError: they are missing, or something else.
+    """
+    labels, expected = labels_of(batch), [len(output), *output.shape[2:]]
+    if labels is None:
+        raise DataError("loss 'labels' got a batch without labels; give tuples (inputs, labels) or dicts")
+    if labels.is_floating_point() or list(labels.shape) != expected:
+        got = f"{str(labels.dtype).removeprefix('torch.')} {list(labels.shape)}"
+        raise DataError(f"loss 'labels' got labels of {got}, expected class numbers {expected}; correct the labels")
+    if labels.device.type == "cpu" and not bool(((labels >= 0) & (labels < output.shape[1])).all()):
+        reach = f"from {int(labels.min())} to {int(labels.max())}"
+        raise DataError(f"labels reach {reach}, expected 0 to {output.shape[1] - 1}; correct the labels")
+    return labels
+
+
+class _Inputs:
+    """Within its block, what layers of a model read last."""
+
+    def __init__(self, model: nn.Module, names: tuple[str, ...]) -> None:
+        self.layers = {name: _layer(model, name) for name in names}
+        self.seen: dict[str, Tensor] = {}
+        self.hooks = ExitStack()
+
+    def __enter__(self) -> _Inputs:
+        for name, layer in self.layers.items():
+
+            def keep(_: nn.Module, args: tuple[Tensor, ...], name: str = name) -> None:
+                self.seen[name] = args[0]
+
+            self.hooks.callback(layer.register_forward_pre_hook(keep).remove)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.hooks.close()
+
+
+def _layer(model: nn.Module, name: str) -> nn.Module:
+    layers = weighted_layers(model)
+    if name not in layers:
+        near = difflib.get_close_matches(name, layers, n=3, cutoff=0.3) or [*layers][:3]
+        raise LayerError(f"features: {name!r} is no layer of {type(model).__name__}; nearest names: {', '.join(near)}")
+    return layers[name]

@@ -1,0 +1,287 @@
+"""The verb: distill a student, and what came of it."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, get_args
+
+import torch
+from torch import Tensor, fx, nn
+
+from lowbit import families, graph
+from lowbit.batches import Batches, inputs_of
+from lowbit.errors import RecipeError, TrainingError, TrainingWarning
+from lowbit.families import Curvature, FamilyName
+from lowbit.methods.distillation.material import split, with_targets
+from lowbit.methods.distillation.objective import LossName, Objective
+from lowbit.methods.distillation.ranges import Range, bounds_of, ranges_of
+from lowbit.methods.distillation.teacher import TeacherCheck, check_teacher
+from lowbit.quantization import note, origin
+from lowbit.quantizer import Quantizer
+from lowbit.training.keeping import Epoch
+from lowbit.training.loop import fit
+from lowbit.training.processes import training_device
+from lowbit.training.samples import Augment, Shuffled
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from lowbit.training.loop import Fitting
+
+_LEAST_FACTOR = 1e-4  # of a BatchNorm that trains: at 0 it would lose its channel for good
+_WIDE = 10.0  # a range of PACT that diverges without gradient clipping
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """How a student was trained and what came of it.
+
+    `before` and `after` say how well held-out outputs agree with the teacher's: the share of equal predictions for
+    losses of class scores, else 1 less the squared error relative to the variance; 1 is best.
+    """
+
+    quantizer: FamilyName
+    exact: bool
+    loss: LossName
+    teacher: TeacherCheck
+    epochs: tuple[Epoch, ...]
+    best: int
+    before: float
+    after: float
+    ranges: tuple[Range, ...]
+
+    def __str__(self) -> str:
+        figure = ".1%" if self.loss in ("kl", "labels") else ".4f"
+        kind = "trained on labels" if self.loss == "labels" else f"distilled ({self.loss})"
+        way = f"{self.quantizer}{' as published' if self.exact else ''}"
+        last = f"{len(self.epochs)} epochs, epoch {self.best} kept"
+        return f"{kind} with {way}: {last}; agreement with the teacher {self.before:{figure}} -> {self.after:{figure}}"
+
+
+def distill(
+    student: nn.Module,
+    teacher: nn.Module,
+    batches: Batches | Callable[[int], Batches],
+    *,
+    epochs: int = 2,
+    quantizer: FamilyName = "ewgs",
+    exact: bool = False,
+    loss: LossName = "kl",
+    temperature: float = 4.0,
+    features: Sequence[str] = (),
+    held_out: Batches | None = None,
+    batch_size: int = 128,
+    augment: Augment | None = None,
+    cache_teacher: bool = False,
+    delta_every: int | None = None,
+    folder: str | Path | None = None,
+    seed: int = 0,
+    progress: bool = True,
+    **fitting: Unpack[Fitting],
+) -> tuple[nn.Module, Distillation]:
+    """A copy of `student`, trained to return what `teacher` returns, and how that went.
+
+    Args:
+        student: the result of `quantize` (with ``fold=False`` where the model has BatchNorms) and `calibrate`. What of
+            it requires gradients learns; if none of its weights does, all do.
+        teacher: the float model, in eval mode; it gets no gradient.
+        batches: inputs in any batch form, labels or not; held in memory and shuffled. Or a function of the epoch (from
+            1) that returns its batches, which are used as they come; give `held_out` then.
+        epochs: how often to go through them.
+        quantizer: the family of quantizers.
+        exact: start and learn as published: ranges, their learning rate (a hundredth of `rate`), and delta every 10
+            epochs. The granularity of the papers' weights, a range for each tensor, is for the recipe to say.
+        loss: ``kl`` for class scores `[N, C, ...]`, ``mse`` or ``cosine`` (a sample's numbers as one vector) for all
+            others, ``labels`` for quantization-aware training with labels instead.
+        temperature: T of ``kl``.
+        features: names of layers whose inputs the student matches too, by squared error relative to their variance.
+        held_out: inputs that choose the best epoch; by default every sixteenth batch, which then trains nothing.
+        batch_size: samples a step.
+        augment: changes a batch at every step, see `lowbit.training.samples.crop_and_flip`; the teacher sees the same.
+        cache_teacher: run the teacher once over all samples, not at each step; not together with `augment`.
+        delta_every: epochs between updates of EWGS's delta; by default 1, and 10 with ``exact``.
+        folder: where the log and checkpoints go; called again with the same arguments, training goes on from there.
+        seed: draws the order of the samples, the augmentation and the probes.
+        progress: show a bar on a terminal.
+        fitting: rate, scale_rate, optimizer, weight_decay, clip, precision and others of `lowbit.training.loop.fit`.
+
+    Raises:
+        TrainingError: the teacher is in train mode, outputs differ in shape, or the loss is not finite.
+        DataError: no batches, outputs of the teacher that are not finite, or labels that are missing or do not fit.
+        RecipeError: an option that does not exist or does not fit.
+        LayerError: the student is frozen, or a name in `features` is no layer of both.
+        CalibrationError: the student is not calibrated.
+    """
+    _check(teacher, loss, temperature, features, quantizer, exact, delta_every, cache_teacher, augment, fitting)
+    train, held = split(batches, held_out, batch_size, seed)
+    home, device = next(student.parameters()).device, training_device()
+    student, teacher = copy.deepcopy(student).eval().to(device), graph.folded(teacher).to(device)
+    if fitting.get("channels_last"):
+        teacher.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    checked = check_teacher(teacher, held, classes=loss in ("kl", "labels"), augment=augment, seed=seed)
+    objective = Objective(student, teacher, loss, temperature, tuple(features), held)
+    before, ranges = objective.agreement(student), bounds_of(student)
+    families.begin(student, quantizer, held[0], exact=exact)
+    _let_learn(student)
+    published = families.published_rates(student, quantizer, fitting.get("rate", 1e-3) / 100) if exact else None
+    _warn_of_pact(student, quantizer, fitting)
+    about = {
+        **{"quantizer": quantizer, "exact": exact, "loss": loss, "temperature": temperature, "features": [*features]},
+        **{"batch_size": batch_size, "delta_every": delta_every, "cache_teacher": cache_teacher},
+        **_material(student, objective.targets, train),
+    }
+    fitted = fit(
+        student,
+        objective.cached_loss if cache_teacher else objective.loss,
+        with_targets(train, teacher) if cache_teacher else train,
+        epochs=epochs,
+        augment=augment,
+        score=objective.score,
+        before_epoch=_deltas(student, objective, quantizer, exact, epochs, delta_every, seed),
+        after_step=_projection(student),
+        rates=published,
+        about=about,
+        folder=None if folder is None else Path(folder),
+        seed=seed,
+        progress=progress,
+        **fitting,
+    )
+    learned = ranges_of(student, held[0], ranges)
+    families.settle(student)
+    student = _folded(student)
+    after = objective.agreement(student)
+    if not math.isfinite(after):
+        raise TrainingError("the trained student's outputs are not finite; lower rate, or set clip")
+    note(student, f"distill(quantizer={quantizer}, exact={exact}, loss={loss}, epochs={epochs}, seed={seed})")
+    result = Distillation(quantizer, exact, loss, checked, fitted.epochs, fitted.best, before, after, learned)
+    return student.to(home), result
+
+
+def _check(
+    teacher: nn.Module,
+    loss: LossName,
+    temperature: float,
+    features: Sequence[str],
+    quantizer: FamilyName,
+    exact: bool,
+    delta_every: int | None,
+    cache_teacher: bool,
+    augment: Augment | None,
+    fitting: Fitting,
+) -> None:
+    """Refuse what does not exist, or would have no effect."""
+    if any(module.training for module in teacher.modules()):
+        raise TrainingError("the teacher is in train mode, where its outputs change; call teacher.eval() first")
+    for what, given, known in (("loss", loss, LossName), ("quantizer", quantizer, FamilyName)):
+        if given not in get_args(known):
+            raise RecipeError(f"{what} {given!r} is unknown; expected one of {', '.join(get_args(known))}")
+    if not (math.isfinite(temperature) and temperature > 0):
+        raise RecipeError(f"temperature is {temperature}, expected a positive number; the paper has 4")
+    if delta_every is not None and (quantizer != "ewgs" or delta_every < 1):
+        raise RecipeError(f"delta_every is {delta_every}, expected at least 1, and only with quantizer 'ewgs'")
+    if features and loss == "labels":
+        raise RecipeError("features are the teacher's, and loss 'labels' has no teacher; leave them out")
+    if exact and "scale_rate" in fitting:
+        raise RecipeError("with exact, ranges learn at a hundredth of rate, and scale_rate has no effect; leave it out")
+    if cache_teacher and (augment is not None or features or loss == "labels"):
+        raise RecipeError(
+            "cache_teacher keeps one output a sample, which goes without augment, features and loss 'labels'; "
+            "leave one or the other out"
+        )
+
+
+def _let_learn(student: nn.Module) -> None:
+    """Let everything learn if none of the weights would: a frozen model was quantized."""
+    ranges = {id(p) for q in student.modules() if isinstance(q, Quantizer) for p in q.parameters()}
+    others = [p for p in student.parameters() if id(p) not in ranges]
+    if not any(p.requires_grad for p in others):
+        for parameter in others:
+            parameter.requires_grad_(True)
+
+
+def _warn_of_pact(student: nn.Module, quantizer: FamilyName, fitting: Fitting) -> None:
+    """Warn of a wide range that learns from all that lies outside, which diverges without clipping."""
+    wide = [n for n, (_, high) in bounds_of(student).items() if high > _WIDE and not n.endswith("weight_quantizer")]
+    if quantizer == "pact" and wide and fitting.get("clip") is None:
+        warnings.warn(
+            f"PACT learns {len(wide)} ranges beyond {_WIDE:g} ({', '.join(wide[:3])}), which can diverge; set clip=1.0",
+            TrainingWarning,
+            stacklevel=3,
+        )
+
+
+def _material(student: nn.Module, targets: list[Tensor], train: Callable[[int], Batches]) -> dict[str, object]:
+    """What a checkpoint is known by: the recipe, and hashes of what calibrated, teaches and trains."""
+    noted = origin(student)
+    args, kwargs = inputs_of(train.samples) if isinstance(train, Shuffled) else ((), {})
+    return {
+        "recipe": noted.recipe.fingerprint if noted else "",
+        "calibration": noted.calibration_hash if noted else "",
+        "teacher": _hash(targets),
+        "training data": _hash([*args, *kwargs.values()]),
+    }
+
+
+def _hash(tensors: Sequence[Tensor]) -> str:
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _deltas(
+    student: nn.Module,
+    objective: Objective,
+    quantizer: FamilyName,
+    exact: bool,
+    epochs: int,
+    every: int | None,
+    seed: int,
+) -> Callable[[int], None] | None:
+    """What updates EWGS's delta before an epoch."""
+    if quantizer != "ewgs":
+        return None
+    every = every or (10 if exact else 1)
+    if epochs <= every:
+        warnings.warn(
+            f"EWGS is to update delta every {every} epochs and trains for {epochs}: delta stays 0, which is the "
+            "straight-through estimator; train for longer, or give a smaller delta_every",
+            TrainingWarning,
+            stacklevel=3,
+        )
+    curvature = Curvature() if exact else Curvature(probes=8, bounded=True)
+
+    def update(epoch: int) -> None:
+        if epoch > 1 and (epoch - 1) % every == 0:
+            some = objective.held[: 3 if exact else 1]
+            families.update_deltas(student, lambda b: objective.loss(student, b), some, curvature, seed=seed + epoch)
+
+    return update
+
+
+def _projection(student: nn.Module) -> Callable[[], None]:
+    """What keeps scales, and the factors of BatchNorms that will be folded into them, positive after each step."""
+    quantizers = [module for module in student.modules() if isinstance(module, Quantizer)]
+    norms = graph.batchnorms_to_fold(student) if isinstance(student, fx.GraphModule) else []
+    factors = [norm.weight for norm in norms if norm.weight is not None]
+
+    def project() -> None:
+        families.project(quantizers)
+        for factor in factors:
+            factor.clamp_(min=_LEAST_FACTOR)
+
+    return project
+
+
+def _folded(student: nn.Module) -> nn.Module:
+    """The student with its BatchNorms folded."""
+    if isinstance(student, fx.GraphModule):
+        graph.fold_batchnorm(student)
+        note(student, folded=True)
+    return student.eval()
