@@ -15,11 +15,13 @@ import argparse
 import dataclasses
 import json
 import statistics
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -28,6 +30,7 @@ from _figures import emit, parser
 from _mobilenet import NORMALIZE
 from lowbit import families, files, graph, models
 from lowbit.data import open_data
+from lowbit.export.runtime import arrays, open_session
 from lowbit.objectives import kl_divergence
 from lowbit.quantizer import Quantizer
 from lowbit.training.samples import crop_and_flip
@@ -109,6 +112,7 @@ def measured(run: Run, cifar: Cifar, kept: Path) -> dict[str, float]:
             **SETTINGS,
         )
     result = {
+        **(of_file(student, cifar) if run.place == "deployed" else {}),
         "test": 100 * accuracy(student, cifar.test),
         "agreement": 100 * done.after,
         "best": done.best,
@@ -123,6 +127,20 @@ def accuracy(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor | None]]) 
     """Top-1 of a model."""
     with torch.no_grad():
         return float(torch.cat([model(x).argmax(1) == y for x, y in batches]).float().mean())
+
+
+def of_file(student: nn.Module, cifar: Cifar) -> dict[str, float]:
+    """Top-1 and size of the student's file in ONNX Runtime."""
+    with tempfile.TemporaryDirectory() as folder:
+        exported = lb.export_onnx(student, Path(folder, "model.onnx"), cifar.test[0][0][:2])
+        lb.verify(exported, cifar.train[:2], progress=False)
+        session = open_session(exported.path, threads=1)
+        hits = [
+            session.run(arrays([x.numpy()], session.inputs))[0].argmax(1) == y.numpy()
+            for x, y in cifar.test
+            if y is not None
+        ]
+        return {"file": 100 * float(np.concatenate(hits).mean()), "megabytes": exported.path.stat().st_size / 1e6}
 
 
 def table(cifar: Cifar, asked: argparse.Namespace, kept: Path) -> None:
@@ -152,6 +170,8 @@ def best(cifar: Cifar, asked: argparse.Namespace, kept: Path) -> None:
     for run, same in groups(results(runs, cifar, kept)).items():
         name = f"{BEST_FAMILY} W{run.bits}A{run.bits}, all layers, {epochs} epochs"
         tell(name, [one["test"] for one in same], "" if asked.quick else TARGETS[run.bits])
+        emit(f"{name}: top-1 of the file in ONNX Runtime", statistics.mean(one["file"] for one in same), "%")
+        emit(f"{name}: file", same[0]["megabytes"], "MB")
         agreement = statistics.mean(one["agreement"] for one in same)
         emit(f"{name}: agreement with the teacher on held-out images", agreement, "%")
 
