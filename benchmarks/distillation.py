@@ -2,6 +2,7 @@
 
 --part table: {EWGS, LSQ, PACT, DoReFa} x {W4A4, W3A3, W2A2}, with labels (QAT) and without (SQAKD), 2 epochs each.
 --part best: the best of them, trained for longer, first and last layer and sums at 8 bits, as the file then runs.
+--part ablation: W2A2 as in the table with one change: EWGS without delta, LSQ on EWGS's grid, EWGS as published.
 --part cost: step time and memory for backward beside the float network's, at batch 128, in one run.
 
 The last 5,000 training images are held out: they choose the epoch. The test images are looked at once a run. Each run
@@ -20,6 +21,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,6 +40,11 @@ from lowbit.training.samples import crop_and_flip
 KEPT = Path(__file__).resolve().parents[1] / "runs" / "benchmarks" / "distillation"
 VALIDATION = 5000
 FAMILIES = ("ewgs", "lsq", "pact", "dorefa")
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "ewgs-no-delta": {"quantizer": "ewgs", "delta_every": 1000},
+    "lsq-midrise": {"quantizer": "lsq"},
+    "ewgs-published": {"quantizer": "ewgs", "exact": True, "delta_every": 1},
+}
 BITS = (4, 3, 2)
 LOSSES = {"kl": "SQAKD", "labels": "QAT with labels"}
 BEST_FAMILY, BEST_EPOCHS = "ewgs", 8
@@ -65,7 +72,8 @@ class Run:
     def recipe(self) -> lb.Recipe:
         """Weights on integers for LSQ, else on EWGS's and DoReFa's grid; where the paper has float, float or 8 bits."""
         weights = lb.Int(self.bits) if self.family == "lsq" else lb.MidRise(self.bits)
-        inner = lb.Rule(weights=weights, activations=lb.Int(self.bits))
+        granularity = lb.PerTensor() if self.family == "ewgs-published" else lb.PerChannel()
+        inner = lb.Rule(weights=weights, activations=lb.Int(self.bits), granularity=granularity)
         outer = lb.Int(8) if self.place == "deployed" else None
         ends = [lb.Rule(match=name, weights=outer, activations=outer) for name in ("conv1", "linear")]
         return lb.Recipe((inner, *ends), glue=outer)
@@ -102,7 +110,7 @@ def measured(run: Run, cifar: Cifar, kept: Path) -> dict[str, float]:
         student, done = lb.distill(
             *(student, teacher, cifar.train),
             epochs=run.epochs,
-            quantizer=run.family,
+            **ABLATIONS.get(run.family, {"quantizer": run.family}),
             loss=run.loss,
             held_out=cifar.held_out,
             augment=crop_and_flip(4, fill=BLACK),
@@ -157,6 +165,14 @@ def table(cifar: Cifar, asked: argparse.Namespace, kept: Path) -> None:
     for run, same in groups(found).items():
         name = f"{run.family} W{run.bits}A{run.bits} {LOSSES[run.loss]}, {epochs} epochs"
         tell(name, [one["test"] for one in same])
+
+
+def ablation(cifar: Cifar, asked: argparse.Namespace, kept: Path) -> None:
+    """What one change does to the table's EWGS or LSQ at W2A2."""
+    names = ("ewgs-published",) if asked.quick else (*ABLATIONS,)
+    runs = [Run(name, 2, "kl", 1 if asked.quick else 2, 0) for name in names]
+    for run, found in results(runs, cifar, kept).items():
+        tell(f"{run.family} W2A2 SQAKD, {run.epochs} epochs", [found["test"]])
 
 
 def best(cifar: Cifar, asked: argparse.Namespace, kept: Path) -> None:
@@ -258,7 +274,7 @@ def saved_bytes(loss: Callable[[], Tensor]) -> int:
 def main() -> None:
     """Run the parts that were asked for."""
     options = parser(__doc__ or "")
-    options.add_argument("--part", choices=("table", "best", "cost", "all"), default="all")
+    options.add_argument("--part", choices=("table", "best", "ablation", "cost", "all"), default="all")
     options.add_argument("--seeds", type=int, default=3, help="of the W2A2 runs")
     asked = options.parse_args()
     cifar = Cifar(asked.data / "cifar10", asked.quick)
@@ -271,6 +287,8 @@ def main() -> None:
         best(cifar, asked, kept)
     if asked.part in ("table", "all"):
         table(cifar, asked, kept)
+    if asked.part in ("ablation", "all"):
+        ablation(cifar, asked, kept)
 
 
 if __name__ == "__main__":
