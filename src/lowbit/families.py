@@ -259,7 +259,7 @@ class Curvature:
     """How `update_deltas` estimates the trace of the Hessian: `probes` at most for each batch, fewer once it is steady.
 
     It is steady when another probe changes the mean trace by less than `tolerance` of itself. `bounded` keeps delta
-    below the number of steps in the range, and so the factor k between 1/2 and 3/2: near a minimum gradients vanish and
+    to the number of steps in the range, and so the factor k between 1/2 and 3/2: near a minimum gradients vanish and
     curvature does not, and the quotient of the two would turn gradients around.
     """
 
