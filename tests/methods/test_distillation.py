@@ -20,12 +20,12 @@ import lowbit as lb
 from lowbit.batches import Batch
 from lowbit.errors import CalibrationError, DataError, LayerError, RecipeError, TrainingError, TrainingWarning
 from lowbit.families import FamilyName
-from lowbit.methods.distillation.objective import Objective
 from lowbit.methods.distillation.run import Distillation, distill
 from lowbit.methods.distillation.teacher import check_teacher
 from lowbit.objectives import kl_divergence
 from lowbit.quantization import origin
 from lowbit.quantizer import Quantizer
+from lowbit.training.objective import Objective
 
 pytestmark = pytest.mark.filterwarnings("ignore::lowbit.errors.TrainingWarning")  # networks here are untrained
 

@@ -17,10 +17,10 @@ from lowbit.errors import FormatError, RecipeError
 from lowbit.families import FamilyName
 from lowbit.formats import parse
 from lowbit.granularity import parse_granularity
-from lowbit.methods.distillation.objective import LossName
 from lowbit.post_training.levels import Level
 from lowbit.recipe import Recipe, validated
 from lowbit.training.loop import Optimizer
+from lowbit.training.objective import LossName
 from lowbit.training.processes import Precision
 from lowbit.training.samples import Augment, crop_and_flip
 

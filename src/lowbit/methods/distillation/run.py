@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -12,29 +11,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 import torch
-from torch import Tensor, fx, nn
+from torch import nn
 
-from lowbit import families, graph
-from lowbit.batches import Batches, inputs_of
+from lowbit import graph
+from lowbit.batches import Batches
 from lowbit.errors import RecipeError, TrainingError, TrainingWarning
-from lowbit.families import Curvature, FamilyName
-from lowbit.methods.distillation.material import split, with_targets
-from lowbit.methods.distillation.objective import LossName, Objective
+from lowbit.families import FamilyName
 from lowbit.methods.distillation.ranges import Range, bounds_of, ranges_of
 from lowbit.methods.distillation.teacher import TeacherCheck, check_teacher
-from lowbit.quantization import note, origin
-from lowbit.quantizer import Quantizer
+from lowbit.quantization import note
 from lowbit.training.keeping import Epoch
-from lowbit.training.loop import fit
+from lowbit.training.material import split, with_targets
+from lowbit.training.objective import LossName, Objective
 from lowbit.training.processes import training_device
-from lowbit.training.samples import Augment, Shuffled
+from lowbit.training.samples import Augment
+from lowbit.training.students import finished, known_by, learn
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from lowbit.training.loop import Fitting
 
-_LEAST_FACTOR = 1e-4  # of a BatchNorm that trains: at 0 it would lose its channel for good
 _WIDE = 10.0  # a range of PACT that diverges without gradient clipping
 
 
@@ -127,34 +124,29 @@ def distill(
     checked = check_teacher(teacher, held, classes=loss in ("kl", "labels"), augment=augment, seed=seed)
     objective = Objective(student, teacher, loss, temperature, tuple(features), held)
     before, ranges = objective.agreement(student), bounds_of(student)
-    families.begin(student, quantizer, held[0], exact=exact)
-    _let_learn(student)
-    published = families.published_rates(student, quantizer, fitting.get("rate", 1e-3) / 100) if exact else None
-    _warn_of_pact(student, quantizer, fitting)
-    about = {
-        **{"quantizer": quantizer, "exact": exact, "loss": loss, "temperature": temperature, "features": [*features]},
-        **{"batch_size": batch_size, "delta_every": delta_every, "cache_teacher": cache_teacher},
-        **_material(student, objective.targets, train),
-    }
-    fitted = fit(
+    if not exact:  # which starts at 6
+        _warn_of_pact(student, quantizer, fitting)
+    fitted = learn(
         student,
-        objective.cached_loss if cache_teacher else objective.loss,
+        objective,
         with_targets(train, teacher) if cache_teacher else train,
+        quantizer=quantizer,
+        exact=exact,
+        delta_every=delta_every,
         epochs=epochs,
+        loss=objective.cached_loss if cache_teacher else None,
         augment=augment,
-        score=objective.score,
-        before_epoch=_deltas(student, objective, quantizer, exact, epochs, delta_every, seed),
-        after_step=_projection(student),
-        rates=published,
-        about=about,
+        about={
+            **{"batch_size": batch_size, "cache_teacher": cache_teacher},
+            **known_by(student, objective.targets, train),
+        },
         folder=None if folder is None else Path(folder),
         seed=seed,
         progress=progress,
         **fitting,
     )
     learned = ranges_of(student, held[0], ranges)
-    families.settle(student)
-    student = _folded(student)
+    student = finished(student)
     after = objective.agreement(student)
     if not math.isfinite(after):
         raise TrainingError("the trained student's outputs are not finite; lower rate, or set clip")
@@ -196,15 +188,6 @@ def _check(
         )
 
 
-def _let_learn(student: nn.Module) -> None:
-    """Let everything learn if none of the weights would: a frozen model was quantized."""
-    ranges = {id(p) for q in student.modules() if isinstance(q, Quantizer) for p in q.parameters()}
-    others = [p for p in student.parameters() if id(p) not in ranges]
-    if not any(p.requires_grad for p in others):
-        for parameter in others:
-            parameter.requires_grad_(True)
-
-
 def _warn_of_pact(student: nn.Module, quantizer: FamilyName, fitting: Fitting) -> None:
     """Warn of a wide range that learns from all that lies outside, which diverges without clipping."""
     wide = [n for n, (_, high) in bounds_of(student).items() if high > _WIDE and not n.endswith("weight_quantizer")]
@@ -214,74 +197,3 @@ def _warn_of_pact(student: nn.Module, quantizer: FamilyName, fitting: Fitting) -
             TrainingWarning,
             stacklevel=3,
         )
-
-
-def _material(student: nn.Module, targets: list[Tensor], train: Callable[[int], Batches]) -> dict[str, object]:
-    """What a checkpoint is known by: the recipe, and hashes of what calibrated, teaches and trains."""
-    noted = origin(student)
-    args, kwargs = inputs_of(train.samples) if isinstance(train, Shuffled) else ((), {})
-    return {
-        "recipe": noted.recipe.fingerprint if noted else "",
-        "calibration": noted.calibration_hash if noted else "",
-        "teacher": _hash(targets),
-        "training data": _hash([*args, *kwargs.values()]),
-    }
-
-
-def _hash(tensors: Sequence[Tensor]) -> str:
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def _deltas(
-    student: nn.Module,
-    objective: Objective,
-    quantizer: FamilyName,
-    exact: bool,
-    epochs: int,
-    every: int | None,
-    seed: int,
-) -> Callable[[int], None] | None:
-    """What updates EWGS's delta before an epoch."""
-    if quantizer != "ewgs":
-        return None
-    every = every or (10 if exact else 1)
-    if epochs <= every:
-        warnings.warn(
-            f"EWGS is to update delta every {every} epochs and trains for {epochs}: delta stays 0, which is the "
-            "straight-through estimator; train for longer, or give a smaller delta_every",
-            TrainingWarning,
-            stacklevel=3,
-        )
-    curvature = Curvature() if exact else Curvature(probes=8, bounded=True)
-
-    def update(epoch: int) -> None:
-        if epoch > 1 and (epoch - 1) % every == 0:
-            some = objective.held[: 3 if exact else 1]
-            families.update_deltas(student, lambda b: objective.loss(student, b), some, curvature, seed=seed + epoch)
-
-    return update
-
-
-def _projection(student: nn.Module) -> Callable[[], None]:
-    """What keeps scales, and the factors of BatchNorms that will be folded into them, positive after each step."""
-    quantizers = [module for module in student.modules() if isinstance(module, Quantizer)]
-    norms = graph.batchnorms_to_fold(student) if isinstance(student, fx.GraphModule) else []
-    factors = [norm.weight for norm in norms if norm.weight is not None]
-
-    def project() -> None:
-        families.project(quantizers)
-        for factor in factors:
-            factor.clamp_(min=_LEAST_FACTOR)
-
-    return project
-
-
-def _folded(student: nn.Module) -> nn.Module:
-    """The student with its BatchNorms folded."""
-    if isinstance(student, fx.GraphModule):
-        graph.fold_batchnorm(student)
-        note(student, folded=True)
-    return student.eval()

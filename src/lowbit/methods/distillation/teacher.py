@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lowbit.batches import Batch, Batches, inputs_of, labels_of, outputs_of
+from lowbit.batches import Batch, Batches, inputs_of, outputs_of
 from lowbit.errors import DataError, TrainingWarning
 from lowbit.objectives import accuracy_of, agreement_of, are_classes
+from lowbit.training.objective import classes_in
 from lowbit.training.samples import Augment
 
 _LEAST_CONFIDENCE, _LEAST_AGREEMENT, _LEAST_ACCURACY = 0.5, 0.8, 0.5
@@ -87,13 +88,6 @@ def check_teacher(
             stacklevel=2,
         )
     return TeacherCheck(confidence, agreement, accuracy, concerns)
-
-
-def classes_in(batches: list[Batch]) -> list[Tensor] | None:
-    """The class labels of all batches, None if one has none."""
-    labels = [labels_of(batch) for batch in batches]
-    found = [one for one in labels if one is not None and not one.is_floating_point()]
-    return found if len(found) == len(batches) else None
 
 
 def _noisy(batch: Batch, generator: torch.Generator) -> Batch:

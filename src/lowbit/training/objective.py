@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from lowbit.batches import Batch, call, labels_of, output_tensor, outputs_of
 from lowbit.errors import DataError, LayerError, RecipeError, TrainingError
 from lowbit.layers import weighted_layers
-from lowbit.methods.distillation.material import without_target
-from lowbit.methods.distillation.teacher import classes_in
 from lowbit.objectives import accuracy_of, agreement_of, are_classes, cosine_distance, kl_divergence
+from lowbit.training.material import without_target
 
 LossName = Literal["kl", "mse", "cosine", "labels"]
 
@@ -124,6 +123,13 @@ def check_labels(batch: Batch, output: Tensor) -> Tensor:
         reach = f"from {int(labels.min())} to {int(labels.max())}"
         raise DataError(f"labels reach {reach}, expected 0 to {output.shape[1] - 1}; correct the labels")
     return labels
+
+
+def classes_in(batches: list[Batch]) -> list[Tensor] | None:
+    """The class labels of all batches, None if one has none."""
+    labels = [labels_of(batch) for batch in batches]
+    found = [one for one in labels if one is not None and not one.is_floating_point()]
+    return found if len(found) == len(batches) else None
 
 
 class _Inputs:
