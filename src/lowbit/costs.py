@@ -8,7 +8,8 @@ included; float32 counts 32 bits. Biases are not counted as MACs. An Embedding l
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from lowbit import graph
 from lowbit.batches import Batch, call, size_of
+from lowbit.errors import LayerError
 from lowbit.formats import Block, Format
 from lowbit.layers import TRANSPOSED, Quantized, weighted_layers
 from lowbit.quantizer import Codes, Quantizer
@@ -168,3 +170,41 @@ def measure(run: Callable[[], object], *, repeats: int = 100, warmup: int = 10) 
         times.append(1000 * (time.perf_counter() - start))
     low, median, high = torch.quantile(torch.tensor(times, dtype=torch.float64), torch.tensor([0.1, 0.5, 0.9]).double())
     return Latency(float(median), float(low), float(high), len(times))
+
+
+@dataclass(frozen=True)
+class MeasuredCosts:
+    """What layers cost on a runtime in each choice of formats (a name such as ``int4``), measured on whole files.
+
+    `milliseconds` and `file_bytes` are by layer, then choice; `rest_ms` is the time of all that belongs to none of
+    these layers, `whole_ms` the median of a whole call without profiling, and `refused` why the runtime cannot run a
+    choice, which none of the others then has. `about` tells the runtime, its version, threads, batch size, processor.
+    """
+
+    milliseconds: Mapping[str, Mapping[str, float]]
+    file_bytes: Mapping[str, Mapping[str, int]]
+    rest_ms: Mapping[str, float]
+    whole_ms: Mapping[str, float]
+    refused: Mapping[str, str]
+    about: Mapping[str, str | int]
+
+    def total_ms(self, assignment: Mapping[str, str]) -> float:
+        """Milliseconds of a call with a choice for each layer: the sum of the layers and of the rest.
+
+        The rest is the mean over the layers of their choices' rests: exact where all have the same choice, and
+        linear, so each layer can carry its share of it.
+
+        Raises:
+            LayerError: a layer has no choice, is not in the table, or has a choice that was not measured.
+        """
+        if odd := sorted(self.milliseconds.keys() ^ assignment.keys()):
+            expected = "a choice for each of its layers and for no other"
+            raise LayerError(f"layer {odd[0]!r} is in the table or in the assignment alone; expected {expected}")
+        for layer, choice in assignment.items():
+            if choice not in self.rest_ms:
+                reason = self.refused.get(choice, "it was not measured")
+                raise LayerError(
+                    f"layer {layer!r} has no costs in {choice!r} ({reason}); choose from {', '.join(self.rest_ms)}"
+                )
+        rest = sum(self.rest_ms[choice] * count for choice, count in Counter(assignment.values()).items())
+        return sum(self.milliseconds[n][c] for n, c in assignment.items()) + rest / max(len(assignment), 1)

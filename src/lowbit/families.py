@@ -54,7 +54,7 @@ from lowbit.quantization import activation_quantizers
 from lowbit.quantizer import Codes, Quantizer
 from lowbit.scales import affine
 
-FamilyName = Literal["fixed", "lsq", "pact", "dorefa", "ewgs"]
+FamilyName = Literal["fixed", "absmax", "lsq", "pact", "dorefa", "ewgs"]
 _LEAST = 1e-8  # of a scale, after each step
 
 
@@ -65,6 +65,7 @@ class _Side:
     learns: Literal["nothing", "scale", "scale and zero point"] = "nothing"
     rounding: bool = True
     balanced: bool = False
+    follows: bool = False
     tanh: bool = False
     curved: bool = False
     start: Callable[[Quantizer, Tensor], None] | None = None
@@ -118,6 +119,7 @@ _TANH = _Side(tanh=True)
 _LSQ = _Side("scale", balanced=True, start=_start_lsq)
 _FAMILIES: dict[FamilyName, _Family] = {
     "fixed": _Family(_Side(), _Side()),
+    "absmax": _Family(_Side(follows=True), _Side(follows=True)),
     "lsq": _Family(_LSQ, _LSQ),
     "pact": _Family(_TANH, _Side("scale", rounding=False, start=_start_at(6.0))),
     "dorefa": _Family(_TANH, _Side(start=_start_at(1.0))),
@@ -185,7 +187,7 @@ def _learner(side: _Side, exact: bool) -> Callable[[Quantizer, Tensor], None]:
         count = x.numel() / (quantizer.scale.numel() if is_weight else len(x))
         share = (count * _largest(quantizer)) ** -0.5 if side.balanced else 1.0
         quantizer.gradient = GradientRule(rounding=side.rounding or not exact, share=share)
-        quantizer.tanh = side.tanh
+        quantizer.tanh, quantizer.follows = side.tanh, side.follows
         quantizer.scale.requires_grad_(side.learns != "nothing")
         signed = quantizer.zero_point is not None and bool((quantizer.zero_point > quantizer.format.min).any())
         if side.learns == "scale and zero point" and signed:
@@ -243,7 +245,8 @@ def settle(student: nn.Module) -> None:
                     done.add(weight)
                 quantizer.scale.copy_(quantizer.absmax_scale(weight))
         for quantizer in (m for m in student.modules() if isinstance(m, Quantizer)):
-            quantizer.gradient, quantizer.tanh, quantizer.delta = STE, False, None
+            quantizer.gradient, quantizer.delta = STE, None
+            quantizer.tanh = quantizer.follows = False
             quantizer.scale.requires_grad_(False)
             if isinstance(quantizer.zero_point, nn.Parameter):
                 zero_point = quantizer.zero_point.detach().round()

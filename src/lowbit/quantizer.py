@@ -51,7 +51,8 @@ class Quantizer(nn.Module):
         self.histogram: Histogram | None = None
         self.reads_integers = False  # a mask or an index, which needs no quantizer: `calibrate` takes it out
         self.gradient: GradientRule = STE
-        self.tanh = False  # whether it quantizes tanh(x), on the range of its largest magnitude, as DoReFa's weights do
+        self.follows = False  # whether its range is that of each tensor it sees
+        self.tanh = False  # whether it quantizes tanh(x), as DoReFa's weights do; then it follows too
         self._ready = False
         scale_shape = self.granularity.scale_shape(shape or torch.Size([]))
         self.scale = nn.Parameter(torch.full(scale_shape, torch.nan), requires_grad=False)
@@ -95,13 +96,24 @@ class Quantizer(nn.Module):
         x = x.float()  # mixed precision ends here: a grid in bfloat16 would be another grid
         if self.tanh:
             x = torch.tanh(x)
-            scale = self.absmax_scale(x)  # a tensor of its own for each call: the one before is kept for its gradient
-            self.scale.data.copy_(scale)
+        if self.tanh or self.follows:
+            scale = self._follow(x)  # a tensor of its own for each call: the one before is kept for its gradient
         return ops.fake_quantize(x, scale, self.zero_point, self.format, self.granularity, self.gradient)
 
     def absmax_scale(self, x: Tensor) -> Tensor:
         """The scales, in the shape of `scale`, that put the largest magnitude of each block on the end of the grid."""
         return self.format.scale(self.granularity.rows(x.detach()).abs().amax(1)).reshape(self.scale.shape)
+
+    def _follow(self, x: Tensor) -> Tensor:
+        """Take the range of a tensor, 0 inside; returns the scale."""
+        scale, zero_point = self.absmax_scale(x), self.zero_point
+        if zero_point is not None:
+            rows = self.granularity.rows(x.detach())
+            low, high = rows.amin(1).clamp(max=0), rows.amax(1).clamp(min=0)
+            scale, moved = (one.reshape(self.scale.shape) for one in affine(low, high, self.format, False))  # type: ignore[union-attr]
+            self.zero_point = moved
+        self.scale.data.copy_(scale)
+        return scale
 
     def bounds(self) -> tuple[Tensor, Tensor]:
         """The lowest and the highest number on the grid, in the shape of `scale`, without gradients."""

@@ -91,7 +91,7 @@ def fit(
     augment: Augment | None = None,
     score: Callable[[nn.Module], float] | None = None,
     before_epoch: Callable[[int], None] | None = None,
-    after_step: Callable[[], None] | None = None,
+    after_step: Callable[[Tensor], None] | None = None,
     about: Mapping[str, object] | None = None,
     folder: Path | None = None,
     save_every: int = 100,
@@ -121,7 +121,7 @@ def fit(
             epoch is the best.
         before_epoch: called with the epoch's number after `model.train()`, but not again if the epoch is resumed; the
             modes of modules and the `requires_grad` that it sets are kept, all else has to be in the state dict.
-        after_step: called after each optimizer step, without gradients.
+        after_step: called after each optimizer step with the loss of the whole batch, a scalar, without gradients.
         about: names and values of all that these arguments do not say: data, loss, start of the model.
         folder: keeps `log.jsonl` and `checkpoint.pt`; a run that was killed goes on there, a finished one is read. All
             processes have to see it, one writes.
@@ -234,7 +234,7 @@ class _Step:
     clip: float | None
     channels_last: bool
     augment: Augment | None
-    after_step: Callable[[], None] | None
+    after_step: Callable[[Tensor], None] | None
     seed: int
 
     def __post_init__(self) -> None:
@@ -265,7 +265,7 @@ class _Step:
         self.optimizer.step()
         if self.after_step is not None:
             with torch.no_grad():
-                self.after_step()
+                self.after_step(value)
         return value
 
     def reseed(self, epoch: int, number: int, process: int = 0) -> None:

@@ -94,11 +94,21 @@ def of_first_process(value: float, accelerator: Any) -> float:
     return float(message)
 
 
+def mean_over_processes(values: list[float]) -> list[float]:
+    """The mean of each value over the processes, in every process."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return values
+    message = torch.tensor(values, dtype=torch.float64, device=training_device())
+    torch.distributed.all_reduce(message)
+    return list((message / torch.distributed.get_world_size()).tolist())
+
+
 def follow_first_process(model: nn.Module, accelerator: Any) -> None:
     """Start every process from the same weights."""
     if accelerator.num_processes > 1:
         for tensor in model.state_dict().values():
-            torch.distributed.broadcast(tensor, src=0)
+            if isinstance(tensor, Tensor):  # else what a module itself adds, which follows from tensors
+                torch.distributed.broadcast(tensor, src=0)
 
 
 @contextlib.contextmanager

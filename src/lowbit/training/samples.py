@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sized
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -57,6 +58,30 @@ class Shuffled:
         order = torch.randperm(self.count, generator=generator)
         for rows in torch.split(order, self.batch_size)[start : len(self)]:
             yield mapped(self.samples, lambda tensor, rows=rows: tensor[rows])  # type: ignore[misc]
+
+
+class Steps:
+    """`count` batches an epoch of the endless stream that `batches` make epoch after epoch, from batch `first` on.
+
+    Args:
+        batches: called with the number of an epoch, from 1; each has `length` batches.
+    """
+
+    def __init__(self, batches: Callable[[int], Batches], length: int, count: int, *, first: int = 0) -> None:
+        self.batches, self.length, self.count, self.first = batches, length, count, first
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __call__(self, epoch: int) -> Iterator[Batch]:
+        """The batches of an epoch."""
+        start = self.first + (epoch - 1) * self.count
+        left = self.count
+        while left:
+            number, skipped = divmod(start, self.length)
+            taken = min(left, self.length - skipped)
+            yield from itertools.islice(self.batches(number + 1), skipped, skipped + taken)
+            start, left = start + taken, left - taken
 
 
 def _joined(parts: list[Any]) -> Batch:

@@ -19,6 +19,7 @@ from lowbit import families, graph
 from lowbit.batches import Batches, inputs_of
 from lowbit.errors import TrainingWarning
 from lowbit.families import Curvature, FamilyName
+from lowbit.layers import BatchNorm
 from lowbit.quantization import note, origin
 from lowbit.quantizer import Quantizer
 from lowbit.training.keeping import Fitted
@@ -57,7 +58,7 @@ def learn(
     weights does, all do. `loss` is the objective's by default, and the others are as in `distill` and `fit`.
     """
     families.begin(student, quantizer, objective.held[0], exact=exact)
-    _let_learn(student)
+    let_learn(student)
     published = families.published_rates(student, quantizer, fitting.get("rate", 1e-3) / 100) if exact else None
     options = {"quantizer": quantizer, "exact": exact, "loss": objective.kind, "temperature": objective.temperature}
     return fit(
@@ -99,13 +100,17 @@ def known_by(student: nn.Module, targets: list[Tensor], train: Callable[[int], B
     }
 
 
-def projection(student: nn.Module) -> Callable[[], None]:
-    """What keeps scales, and the factors of BatchNorms that will be folded into them, positive after each step."""
+def projection(student: nn.Module, norms: Sequence[BatchNorm] | None = None) -> Callable[[Tensor], None]:
+    """What keeps scales, and the factors of BatchNorms that will be folded into them, positive after each step.
+
+    `norms` are those BatchNorms; by default, those that can be folded as the student is.
+    """
     quantizers = [module for module in student.modules() if isinstance(module, Quantizer)]
-    norms = graph.batchnorms_to_fold(student) if isinstance(student, fx.GraphModule) else []
+    if norms is None:
+        norms = graph.batchnorms_to_fold(student) if isinstance(student, fx.GraphModule) else []
     factors = [norm.weight for norm in norms if norm.weight is not None]
 
-    def project() -> None:
+    def project(_: Tensor) -> None:
         families.project(quantizers)
         for factor in factors:
             factor.clamp_(min=_LEAST_FACTOR)
@@ -113,7 +118,7 @@ def projection(student: nn.Module) -> Callable[[], None]:
     return project
 
 
-def _let_learn(student: nn.Module) -> None:
+def let_learn(student: nn.Module) -> None:
     """Let everything learn if none of the weights would: a frozen model was quantized."""
     ranges = {id(p) for q in student.modules() if isinstance(q, Quantizer) for p in q.parameters()}
     others = [p for p in student.parameters() if id(p) not in ranges]

@@ -1,0 +1,116 @@
+"""How much each choice hurts by itself: what the outputs lose if one decision alone has it, and all else is float.
+
+Two estimates, both without labels. ``loss`` measures: with the choice in place, how far do the outputs move from the
+float network's? One pass over the samples for each decision and choice. ``fisher`` predicts it from one backward pass
+a batch: if y is a layer's output, y_q what it becomes in the choice, and g the gradient of the log-likelihood of an
+output drawn from the network's own distribution, then
+
+    KL(float || quantized) ~ 1/2 E[ sum_i g_i^2 (y_q - y)_i^2 ]
+
+which is the diagonal of the Fisher information in y. For outputs that are no class scores the distribution is normal
+with the outputs' variance, and the estimate is that of the squared error in its units.
+
+References:
+    Theis et al., Faster gaze prediction with dense networks and Fisher pruning, 2018,
+        https://arxiv.org/abs/1801.05787, equations 5 to 8.
+    Kim et al., Backpack of layer sensitivities for post-training mixed precision: BRECQ, 2021,
+        https://arxiv.org/abs/2102.05426, equation 10, the diagonal Fisher in layer outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lowbit.batches import Batch, call, output_tensor
+from lowbit.errors import DataError
+from lowbit.methods.search.space import Space
+from lowbit.methods.search.supernet import Call, Supernet
+from lowbit.progress import track
+from lowbit.training.objective import Objective
+
+SensitivityName = Literal["loss", "fisher"]
+Table = tuple[tuple[float, ...], ...]  # [decisions][choices]
+
+
+def by_loss(net: Supernet, objective: Objective, batches: list[Batch], *, progress: bool = True) -> Table:
+    """The loss of each choice of each decision, all others float: the mean over the batches, less that of float.
+
+    Raises:
+        DataError: a loss is not finite.
+    """
+    space, rows = net.space, []
+    net.eval()
+    with torch.no_grad():
+        net.select(None)
+        nothing = _mean_loss(net, objective, batches)
+        everything = [(d, c) for d in range(len(space.decisions)) for c in range(len(space.choices))]
+        for decision, choice in track(everything, "measure sensitivity", show=progress):
+            net.select(tuple(choice if i == decision else None for i in range(len(space.decisions))))
+            rows.append(_mean_loss(net, objective, batches) - nothing)
+    return _table(rows, space)
+
+
+def _mean_loss(net: Supernet, objective: Objective, batches: list[Batch]) -> float:
+    return sum(float(objective.loss(net.student, batch)) for batch in batches) / len(batches)
+
+
+def by_fisher(net: Supernet, batches: list[Batch], *, classes: bool, seed: int = 0, progress: bool = True) -> Table:
+    """The same, predicted from one backward pass a batch.
+
+    Raises:
+        DataError: a prediction is not finite.
+    """
+    space, generator = net.space, torch.Generator().manual_seed(seed)
+    sums = torch.zeros(len(space.decisions), len(space.choices), dtype=torch.float64)
+    count = 0
+    net.eval()
+    net.select(None)
+    for batch in track(batches, "measure sensitivity", show=progress):
+        with net.watched() as calls:
+            output = output_tensor(call(net.student, batch)).float()
+            count += len(output)
+            surprise = _surprise(output, classes, generator)
+        ys = [y for seen in calls.values() for *_, y in seen]
+        gradients = iter(torch.autograd.grad(surprise, ys, allow_unused=True))
+        for layer, seen in calls.items():
+            decision = next(i for i, d in enumerate(space.decisions) if layer in d.layers)
+            for one in seen:
+                g = next(gradients)
+                if g is not None:
+                    sums[decision] += _weighted_errors(net, layer, one, g)
+    return _table((sums / max(1, count)).flatten().tolist(), space)
+
+
+def _weighted_errors(net: Supernet, layer: str, one: Call, g: Tensor) -> Tensor:
+    """1/2 sum g^2 (y_q - y)^2 of a call, for each choice."""
+    *_, y = one
+    with torch.no_grad():
+        moved = [net.output_of(layer, number, one) - y for number in range(len(net.space.choices))]
+        return torch.stack([(g * error).double().square().sum().cpu() / 2 for error in moved])
+
+
+def _surprise(output: Tensor, classes: bool, generator: torch.Generator) -> Tensor:
+    """The negative log-likelihood, summed over samples, of outputs drawn from the network's own distribution."""
+    if not classes:
+        noise = torch.randn(output.shape, generator=generator).to(output)
+        return (output * noise).sum() / float(output.detach().std().clamp(min=1e-12))
+    scores = output.movedim(1, -1).flatten(0, -2)
+    drawn = torch.multinomial(scores.detach().softmax(1).cpu(), 1, generator=generator)[:, 0]
+    return F.cross_entropy(scores, drawn.to(scores.device), reduction="sum")
+
+
+def _table(values: Iterable[float], space: Space) -> Table:
+    found = torch.tensor([*values], dtype=torch.float64).reshape(len(space.decisions), len(space.choices))
+    for decision, row in zip(space.decisions, found, strict=True):
+        for choice, value in zip(space.choices, row.tolist(), strict=True):
+            if not torch.isfinite(torch.tensor(value)):
+                raise DataError(
+                    f"the sensitivity of {decision.name} to {choice} is {value}; look at the model's outputs, or leave "
+                    "the format out"
+                )
+    return tuple(tuple(row) for row in found.tolist())
