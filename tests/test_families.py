@@ -92,6 +92,21 @@ def test_a_calibrated_start_changes_nothing_yet(family: FamilyName) -> None:
     assert torch.equal(begun(family)(X), before)
 
 
+def test_absmax_follows_each_tensor_that_comes() -> None:
+    student = begun("absmax")
+    weight, signed, unsigned = parts(student)
+    for quantizer, x in ((signed, torch.tensor([-2.0, 1.0, 4.0])), (unsigned, torch.tensor([0.0, 1.0, 30.0]))):
+        y = quantizer(x)
+        assert high(quantizer) - float(quantizer.bounds()[0]) == pytest.approx(float(x.max() - x.min()), rel=1e-5)
+        assert float((y - x).abs().max()) <= float(quantizer.scale) / 2 + 1e-6
+    layer = next(m for m in student.modules() if isinstance(m, Quantized))
+    with torch.no_grad():
+        layer.layer.get_parameter("weight").mul_(3)
+    families.settle(student)
+    assert torch.equal(weight.scale, weight.absmax_scale(layer.layer.get_parameter("weight")))
+    assert not (weight.follows or signed.follows or unsigned.follows)
+
+
 # Gradients in closed form: of the quantizer alone, off ties
 
 
@@ -286,7 +301,7 @@ def test_delta_of_other_families_is_left_alone() -> None:
 
 
 def test_errors_say_what_to_do() -> None:
-    with pytest.raises(RecipeError, match="'lqs' is unknown; expected one of fixed, lsq"):
+    with pytest.raises(RecipeError, match="'lqs' is unknown; expected one of fixed, absmax, lsq"):
         families.begin(calibrated(), "lqs", X)  # type: ignore[arg-type]
     with pytest.raises(CalibrationError, match=r"call calibrate\(student, batches\) first"):
         families.begin(quantize(network(), Recipe.uniform("int4", "int4")), "lsq", X)

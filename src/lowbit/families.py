@@ -1,4 +1,4 @@
-"""How ranges and gradients are trained: fixed, LSQ, PACT, DoReFa and EWGS quantizers, in one formulation.
+"""How ranges and gradients are trained: fixed, absmax, LSQ, PACT, DoReFa and EWGS quantizers, in one formulation.
 
 Every quantizer clips to a range [l, u], rounds to the format's grid in it, and passes a gradient back. With scale s and
 zero point o the range is l = s (min - o), u = s (max - o), so two numbers say it all. With x_n the clipped input and
@@ -13,6 +13,7 @@ the range. A family is a choice of what learns and what delta is:
 | family | weights                                     | activations                        | delta         |
 |--------|---------------------------------------------|------------------------------------|---------------|
 | fixed  | range as calibrated                         | range as calibrated                | 0             |
+| absmax | range of its largest magnitude              | that of the tensor that comes      | 0             |
 | lsq    | scale learns, gradient over sqrt(N Qp)      | the same                           | 0             |
 | pact   | as dorefa                                   | upper end learns                   | 0             |
 | dorefa | tanh(w), range of its largest magnitude     | fixed range                        | 0             |
@@ -238,11 +239,13 @@ def settle(student: nn.Module) -> None:
     with torch.no_grad():
         for layer in student.modules():
             quantizer = layer.weight_quantizer if isinstance(layer, Quantized) else None
-            if isinstance(layer, Quantized) and isinstance(quantizer, Quantizer) and quantizer.tanh:
-                weight = layer.layer.get_parameter("weight")
-                if weight not in done:
-                    weight.copy_(torch.tanh(weight))
-                    done.add(weight)
+            if not (isinstance(layer, Quantized) and isinstance(quantizer, Quantizer)):
+                continue
+            weight = layer.layer.get_parameter("weight")
+            if quantizer.tanh and weight not in done:
+                weight.copy_(torch.tanh(weight))
+                done.add(weight)
+            if quantizer.tanh or quantizer.follows:  # the last step came after the last forward pass
                 quantizer.scale.copy_(quantizer.absmax_scale(weight))
         for quantizer in (m for m in student.modules() if isinstance(m, Quantizer)):
             quantizer.gradient, quantizer.delta = STE, None

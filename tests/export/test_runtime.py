@@ -183,6 +183,33 @@ def test_latency(runtime: RuntimeName, exported: Exported) -> None:
     assert 0 < latency.low_ms <= latency.median_ms <= latency.high_ms
 
 
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_time_per_operator(runtime: RuntimeName, exported: Exported, tmp_path: Path) -> None:
+    session = open_session(exported.path, runtime=runtime, profile=tmp_path)
+    feed = arrays([IMAGES], session.inputs)
+    for _ in range(8):
+        session.run(feed)
+    times = session.operator_ms()
+    assert len(times) == len(session.graph()) == len(session.operators())
+    assert all(0 <= ms < 1000 for ms in times)
+    layers = [ms for ms, operator in zip(times, session.graph(), strict=True) if session.is_integer(operator.kind)]
+    assert max(layers) > 0
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("profiled", [True, False])
+def test_time_per_operator_takes_calls(
+    runtime: RuntimeName, profiled: bool, exported: Exported, tmp_path: Path
+) -> None:
+    session = open_session(exported.path, runtime=runtime, profile=tmp_path if profiled else None)
+    feed = arrays([IMAGES], session.inputs)
+    for _ in range(5 if profiled else 8):
+        session.run(feed)
+    with pytest.raises(ExportError, match="timed from call 6 of a session with open_session"):
+        session.operator_ms()
+
+
 def test_arrays_wants_one_tensor_an_input() -> None:
     with pytest.raises(ValueError, match="zip"):
         arrays([IMAGES], ["a", "b"])

@@ -2,13 +2,15 @@
 
 A `Session` runs a file and tells what the runtime made of it: `kernels` maps each node of the optimized graph that
 computes something to the operator that really runs, `conversions` are those that only rewrite numbers; both are read
-from the runtime, not from hope.
+from the runtime, not from hope. Opened with `profile`, it also tells how long each operator takes.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import tempfile
+import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,12 +28,16 @@ from lowbit.errors import ExportError
 Array = npt.NDArray[np.generic]
 RuntimeName = Literal["onnxruntime", "openvino"]
 _CONVERSIONS = ("QuantizeLinear", "DequantizeLinear", "ReorderInput", "ReorderOutput")
+_UNCOUNTED = 5  # first calls of a profiled session: they allocate memory, and OpenVINO compiles kernels in them
 _NO_OPERATORS = ("Input", "Output", "Const", "Parameter", "Result", "Constant")
 
 
 @dataclass(frozen=True)
-class _Operator:
-    """One operator of the graph that runs: `reads` are the places of others in the list, -1 an input of the file."""
+class Operator:
+    """One operator of the graph that runs: `reads` are the places of others in the list, -1 an input of the file.
+
+    `names` are the file's nodes, or their outputs, that it stands for, as far as the runtime tells.
+    """
 
     kind: str
     names: tuple[str, ...]
@@ -45,7 +51,7 @@ class Session(ABC):
 
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    _operators: list[_Operator]
+    _operators: list[Operator]
     _conversions: set[str]  # nodes, and their outputs, that only rewrite numbers in the file
 
     @abstractmethod
@@ -59,6 +65,30 @@ class Session(ABC):
     def operators(self) -> list[tuple[str, tuple[str, ...]]]:
         """Each operator of the graph that really runs, with the names of the file's nodes that it stands for."""
         return [(operator.kind, operator.names) for operator in self._operators]
+
+    def graph(self) -> tuple[Operator, ...]:
+        """The graph that really runs, in an order in which it can run."""
+        return tuple(self._operators)
+
+    @abstractmethod
+    def operator_ms(self) -> list[float]:
+        """Milliseconds that each operator of `graph` takes in a call, over all calls of `run` but the first five.
+
+        Both runtimes count whole microseconds and cut off the rest, so half of one is added to what ran. ONNX Runtime
+        tells the time of each call, of which the middle half is averaged; OpenVINO tells only means. Ask once: the
+        profile ends with it.
+
+        Raises:
+            ExportError: the session was opened without `profile`, or ran less than six times.
+        """
+
+    def _profiled(self, calls: int) -> None:
+        """Raise unless there are times to read."""
+        if calls <= _UNCOUNTED:
+            raise ExportError(
+                f"operators are timed from call {_UNCOUNTED + 1} of a session with open_session(profile=...) on, got "
+                f"{calls}; open it so and call run more often"
+            )
 
     def conversions(self) -> list[tuple[str, tuple[str, ...]]]:
         """Operators that only rewrite numbers, with their names; those that a runtime added have a neighbor's.
@@ -102,7 +132,12 @@ class Session(ABC):
 
 
 def open_session(
-    path: str | Path, *, runtime: RuntimeName = "onnxruntime", threads: int = 1, optimize: bool = True
+    path: str | Path,
+    *,
+    runtime: RuntimeName = "onnxruntime",
+    threads: int = 1,
+    optimize: bool = True,
+    profile: Path | None = None,
 ) -> Session:
     """Load a file.
 
@@ -111,6 +146,7 @@ def open_session(
         runtime: which runtime executes it.
         threads: threads within an operator.
         optimize: False runs the graph node by node as it stands, in float: the meaning of the file.
+        profile: a folder that the runtime may write to; the session then tells `operator_ms`, and is slower.
 
     Raises:
         ExportError: the runtime is not installed, or cannot load the file.
@@ -120,7 +156,7 @@ def open_session(
     if runtime == "openvino" and find_spec("openvino") is None:
         raise ExportError("OpenVINO is not installed; run: pip install 'lowbit[openvino]'")
     try:
-        return (_OnnxRuntime if runtime == "onnxruntime" else _OpenVino)(Path(path), threads, optimize)
+        return (_OnnxRuntime if runtime == "onnxruntime" else _OpenVino)(Path(path), threads, optimize, profile)
     except Exception as error:  # runtimes raise their own types, and bare RuntimeError
         reason = " ".join(str(error).split())[:300]
         remedy = "is it an intact ONNX file?"
@@ -130,7 +166,7 @@ def open_session(
 
 
 class _OnnxRuntime(Session):
-    def __init__(self, path: Path, threads: int, optimize: bool) -> None:
+    def __init__(self, path: Path, threads: int, optimize: bool, profile: Path | None) -> None:
         import onnxruntime as ort
 
         options = ort.SessionOptions()
@@ -141,11 +177,15 @@ class _OnnxRuntime(Session):
         options.add_session_config_entry("session.force_spinning_stop", "1")
         if not optimize:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        if profile is not None:
+            options.enable_profiling, options.profile_file_prefix = True, str(profile / uuid.uuid4().hex)
         with tempfile.TemporaryDirectory() as folder:
             written = Path(folder, "optimized.onnx")
             options.optimized_model_filepath = str(written)
             self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
             graph = onnx.load(written, load_external_data=False).graph
+        self._profiles, self._calls = profile is not None, 0
+        self._traced = [f"{node.name}_kernel_time" for node in graph.node]
         self._conversions = _conversions_of(path)
         made = {i.name: -1 for i in graph.input} | {o: i for i, node in enumerate(graph.node) for o in node.output}
         outputs = {o.name for o in graph.output}
@@ -156,12 +196,24 @@ class _OnnxRuntime(Session):
             reads = tuple(made[tensor] for tensor in node.input if tensor in made)
             converts = node.op_type in _CONVERSIONS or (node.op_type in ("Cast", "Clip") and name in self._conversions)
             last = not outputs.isdisjoint(node.output)
-            self._operators.append(_Operator(node.op_type, (name,), reads, converts, last))
+            self._operators.append(Operator(node.op_type, (name,), reads, converts, last))
         self.inputs = tuple(i.name for i in self._session.get_inputs())
         self.outputs = tuple(o.name for o in self._session.get_outputs())
 
     def run(self, feed: Mapping[str, Array]) -> list[Array]:
+        self._calls += self._profiles
         return list(self._session.run(None, dict(feed)))
+
+    def operator_ms(self) -> list[float]:
+        self._profiled(self._calls)
+        trace, calls = Path(self._session.end_profiling()), self._calls
+        self._profiles, self._calls = False, 0
+        times: dict[str, list[float]] = {name: [] for name in self._traced}
+        for event in json.loads(trace.read_text(encoding="utf-8")):
+            if event["cat"] == "Node" and event["name"] in times:
+                times[event["name"]].append(event["dur"])
+        trace.unlink()
+        return [_middle_ms(times[name], calls) for name in self._traced]
 
     def is_integer(self, kernel: str) -> bool:
         return kernel.startswith("QLinear") or kernel in (
@@ -173,13 +225,17 @@ class _OnnxRuntime(Session):
 
 
 class _OpenVino(Session):
-    def __init__(self, path: Path, threads: int, optimize: bool) -> None:
+    def __init__(self, path: Path, threads: int, optimize: bool, profile: Path | None) -> None:
         import openvino as ov
 
         settings: dict[str, Any] = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY"}
         if not optimize:
             settings["INFERENCE_PRECISION_HINT"] = "f32"
+        if profile is not None:
+            settings["PERF_COUNT"] = True
         self._model = ov.Core().compile_model(str(path), "CPU", settings)
+        self._request = self._model.create_infer_request()
+        self._profiles, self._calls, self._uncounted = profile is not None, 0, dict[str, float]()
         graph = onnx.load(path, load_external_data=False).graph  # OpenVINO renames tensors, but keeps their order
         stored = {i.name for i in graph.initializer}
         self.inputs = tuple(i.name for i in graph.input if i.name not in stored)
@@ -188,15 +244,34 @@ class _OpenVino(Session):
         self._operators = self._running()
 
     def run(self, feed: Mapping[str, Array]) -> list[Array]:
-        results = self._model([feed[name] for name in self.inputs])
+        results = self._request.infer([feed[name] for name in self.inputs], share_inputs=True, share_outputs=True)
+        self._calls += self._profiles
+        if self._profiles and self._calls == _UNCOUNTED:
+            self._uncounted = self._total_us()
         return [np.array(results[o]) for o in self._model.outputs]
 
-    def _running(self) -> list[_Operator]:
+    def operator_ms(self) -> list[float]:
+        self._profiled(self._calls)
+        counted, total = self._calls - _UNCOUNTED, self._total_us()
+        spent = {name: (us - self._uncounted.get(name, 0.0)) / counted for name, us in total.items()}
+        return [max(spent.get(name, 0.0), 0.0) / 1000 for name in self._friendly]
+
+    def _total_us(self) -> dict[str, float]:
+        """Microseconds of all calls so far, by operator, from OpenVINO's means: cut off, of times that are cut off."""
+        found: dict[str, float] = {}
+        for told in self._request.profiling_info:
+            mean = told.real_time.total_seconds() * 1e6
+            if mean:  # else it did not run, or took less than can be told
+                found[told.node_name] = found.get(told.node_name, 0.0) + self._calls * (mean + 1.0)
+        return found
+
+    def _running(self) -> list[Operator]:
         """Operators named by layer type and precision, such as ``Convolution i8``."""
         ops = list(self._model.get_runtime_model().get_ordered_ops())
         kinds = {op.get_friendly_name(): str(op.get_rt_info()["layerType"].astype(str)) for op in ops}
         inputs = {name for name, kind in kinds.items() if kind in ("Input", "Parameter")}
         running = [op for op in ops if kinds[op.get_friendly_name()] not in _NO_OPERATORS]
+        self._friendly = [op.get_friendly_name() for op in running]
         places = dict.fromkeys(inputs, -1) | {op.get_friendly_name(): i for i, op in enumerate(running)}
         found = []
         for op in running:
@@ -212,7 +287,7 @@ class _OpenVino(Session):
             makers = (value.get_source_output().get_node().get_friendly_name() for value in op.inputs())
             targets = (target.get_node() for output in op.outputs() for target in output.get_target_inputs())
             found.append(
-                _Operator(
+                Operator(
                     f"{kind} {info['runtimePrecision'].astype(str)}",
                     tuple(names),
                     tuple(places[name] for name in makers if name in places),
@@ -224,6 +299,17 @@ class _OpenVino(Session):
 
     def is_integer(self, kernel: str) -> bool:
         return kernel.endswith((" i8", " u8"))
+
+
+def _middle_ms(times: Sequence[float], calls: int) -> float:
+    """Mean of the middle half of the counted calls, from microseconds cut to whole ones; 0 for what never ran."""
+    per_call = len(times) // calls  # 1, but more in a loop of the model's own and 0 in a branch that is not taken
+    if not per_call:
+        return 0.0
+    each = np.reshape(times[: per_call * calls], (calls, per_call)).sum(1)
+    ordered = np.sort(each[_UNCOUNTED:])
+    cut = len(ordered) // 4
+    return (float(ordered[cut : len(ordered) - cut].mean()) + 0.5 * per_call) / 1000
 
 
 def _stores_two_bits(path: Path) -> bool:
