@@ -8,7 +8,7 @@ assignments and held once; a choice brings only its scales, and one choice of ea
     lb.export_onnx(student, "model.onnx", example)
 
 The published search (``exact=True``) draws an assignment from a policy in each step, trains the weights in it, and
-teaches the policy by REINFORCE with the loss and the cost as reward (`policy`). At the end the policy has collapsed, and
+teaches the policy by REINFORCE with the loss and the cost as reward (`policy`). At the end the policy has collapsed and
 the weights have adapted to the assignment that is left, so nothing is trained again.
 
 A few hundred noisy rewards say little about a hundred logits. What serves better on a laptop's budget of steps is

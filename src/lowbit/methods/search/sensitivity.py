@@ -5,16 +5,18 @@ float network's? One pass over the samples for each decision and choice. ``fishe
 a batch: if y is a layer's output, y_q what it becomes in the choice, and g the gradient of the log-likelihood of an
 output drawn from the network's own distribution, then
 
-    KL(float || quantized) ~ 1/2 E[ sum_i g_i^2 (y_q - y)_i^2 ]
+    KL(float || quantized) ~ 1/2 E[ (sum_i g_i (y_q - y)_i)^2 ],
 
-which is the diagonal of the Fisher information in y. For outputs that are no class scores the distribution is normal
-with the outputs' variance, and the estimate is that of the squared error in its units.
+the Fisher information in y along the error, sample by sample. The usual diagonal form, with g_i^2 (y_q - y)_i^2 summed,
+takes the errors of a layer's outputs as independent, which they are not: the error of a weight is the same wherever it
+is used. For outputs that are no class scores the distribution is normal with the outputs' variance, and the estimate is
+that of the squared error in its units.
 
 References:
     Theis et al., Faster gaze prediction with dense networks and Fisher pruning, 2018,
-        https://arxiv.org/abs/1801.05787, equations 5 to 8.
-    Kim et al., Backpack of layer sensitivities for post-training mixed precision: BRECQ, 2021,
-        https://arxiv.org/abs/2102.05426, equation 10, the diagonal Fisher in layer outputs.
+        https://arxiv.org/abs/1801.05787, equations 5 to 8: the same information, along a pruned feature map.
+    Li et al., BRECQ: pushing the limit of post-training quantization by block reconstruction, 2021,
+        https://arxiv.org/abs/2102.05426, equation 10, the diagonal form in layer outputs.
 """
 
 from __future__ import annotations
@@ -87,11 +89,11 @@ def by_fisher(net: Supernet, batches: list[Batch], *, classes: bool, seed: int =
 
 
 def _weighted_errors(net: Supernet, layer: str, one: Call, g: Tensor) -> Tensor:
-    """1/2 sum g^2 (y_q - y)^2 of a call, for each choice."""
+    """1/2 (g (y_q - y))^2, summed over the samples of a call, for each choice."""
     *_, y = one
     with torch.no_grad():
         moved = [net.output_of(layer, number, one) - y for number in range(len(net.space.choices))]
-        return torch.stack([(g * error).double().square().sum().cpu() / 2 for error in moved])
+        return torch.stack([(g * error).double().flatten(1).sum(1).square().sum().cpu() / 2 for error in moved])
 
 
 def _surprise(output: Tensor, classes: bool, generator: torch.Generator) -> Tensor:

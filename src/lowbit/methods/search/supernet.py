@@ -66,9 +66,24 @@ def _student(model: nn.Module, recipe: Recipe, batches: list[Batch], quantizer: 
     if not any(rule.weights or rule.activations for rule in recipe.rules):
         return copy.deepcopy(model).eval()
     student = quantize(model, recipe, fold=False)
-    calibrate(student, batches, progress=False)
+    with float_weights(student):
+        calibrate(student, batches, progress=False)
     families.begin(student, quantizer, batches[0], exact=exact)
     return student
+
+
+@contextmanager
+def float_weights(student: nn.Module) -> Iterator[None]:
+    """Within it, weights pass unrounded: ranges for every assignment should follow from none."""
+    quantized = [module for module in student.modules() if isinstance(module, Quantized)]
+    kept = [layer.weight_quantizer for layer in quantized]
+    try:
+        for layer in quantized:
+            layer.weight_quantizer = None
+        yield
+    finally:
+        for layer, quantizer in zip(quantized, kept, strict=True):
+            layer.weight_quantizer = quantizer
 
 
 class Switch(nn.Module):

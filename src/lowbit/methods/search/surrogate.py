@@ -5,7 +5,7 @@ does to the loss scales with the loss as weights learn. Before the first step th
 
     theta[d, c] = log(1 + (s[d, c] - s[d, start_d]) / sum_d s[d, start_d]),
 
-each as uncertain as it is large; every step makes it surer (Bayesian linear regression, a ridge toward the
+each half as uncertain as it is large; every step makes it surer (Bayesian linear regression, a ridge toward the
 sensitivities). The drift of the loss is taken out by a moving average. An assignment is proposed by drawing theta from
 what is known and solving the knapsack for it (Thompson sampling): so each lies within the budget exactly, and what is
 uncertain and promising is tried.
@@ -31,7 +31,7 @@ from lowbit.methods.search.sensitivity import Table
 from lowbit.methods.search.space import Assignment
 
 _DECAY = 0.95  # of the moving averages
-_LEAST_DOUBT = 0.02  # of theta: two percent of the loss
+_DOUBT, _LEAST_DOUBT = 0.5, 0.05  # of theta: as a share of it, and in itself
 _NOISE = 0.01  # variance of log loss from batch to batch, until it is known
 _MOST_GAIN = 0.9  # of the loss, that a prior may promise
 
@@ -53,7 +53,7 @@ class Surrogate(nn.Module):
         there = table[torch.arange(len(table)), torch.tensor(start)]
         whole = float(there.sum().abs()) or 1.0
         prior = ((table - there[:, None]) / whole).clamp(min=-_MOST_GAIN).log1p().flatten()
-        certainty = prior.abs().clamp(min=_LEAST_DOUBT) ** -2
+        certainty = (_DOUBT * prior.abs()).clamp(min=_LEAST_DOUBT) ** -2
         self.register_buffer("precision", torch.diag(certainty))
         self.register_buffer("weighted", prior * certainty)
         self.register_buffer("average", torch.tensor(math.nan, dtype=torch.float64))  # of log loss, less theta's part
