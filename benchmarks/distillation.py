@@ -16,29 +16,23 @@ import argparse
 import dataclasses
 import json
 import statistics
-import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 import lowbit as lb
+from _cifar import TRAINING, Cifar, accuracy, of_file, tell
 from _figures import emit, parser
-from _mobilenet import NORMALIZE
-from lowbit import families, files, graph, models
-from lowbit.data import open_data
-from lowbit.export.runtime import arrays, open_session
+from lowbit import families, files, graph
 from lowbit.objectives import kl_divergence
 from lowbit.quantizer import Quantizer
-from lowbit.training.samples import crop_and_flip
 
 KEPT = Path(__file__).resolve().parents[1] / "runs" / "benchmarks" / "distillation"
-VALIDATION = 5000
 FAMILIES = ("ewgs", "lsq", "pact", "dorefa")
 ABLATIONS: dict[str, dict[str, Any]] = {
     "ewgs-no-delta": {"quantizer": "ewgs", "delta_every": 1000},
@@ -49,7 +43,6 @@ BITS = (4, 3, 2)
 LOSSES = {"kl": "SQAKD", "labels": "QAT with labels"}
 BEST_FAMILY, BEST_EPOCHS = "ewgs", 8
 TARGETS = {4: ">= 91.6", 3: ">= 91.0", 2: ">= 88.5"}
-SETTINGS = {"batch_size": 128, "precision": "bf16", "channels_last": True}
 RATES = {4: 5e-4, 3: 1e-3, 2: 2e-3}  # chosen by EWGS's divergence on held-out images after an epoch, for all runs alike
 
 
@@ -79,24 +72,6 @@ class Run:
         return lb.Recipe((inner, *ends), glue=outer)
 
 
-class Cifar:
-    """CIFAR-10 in memory."""
-
-    def __init__(self, folder: Path, quick: bool) -> None:
-        data = open_data(str(folder / "train-*.parquet"), preprocess=NORMALIZE, limit=2048 if quick else None)
-        test = open_data(str(folder / "test-*.parquet"), preprocess=NORMALIZE, limit=500 if quick else None)
-        batches, held = list(data.batches(250)), 2 if quick else VALIDATION // 250
-        self.train, self.held_out, self.test = batches[:-held], batches[-held:], list(test.batches(250))
-        self.folder = folder
-
-    def teacher(self) -> nn.Module:
-        """The given ResNet-20."""
-        return models.load("lowbit.models:resnet20", self.folder / "resnet20.safetensors").eval()
-
-
-BLACK = tuple(-mean / std for mean, std in zip(NORMALIZE.mean, NORMALIZE.std, strict=True))
-
-
 def measured(run: Run, cifar: Cifar, kept: Path) -> dict[str, float]:
     """The figures of a run, from its folder if it is done."""
     folder = kept / run.name
@@ -113,11 +88,10 @@ def measured(run: Run, cifar: Cifar, kept: Path) -> dict[str, float]:
             **ABLATIONS.get(run.family, {"quantizer": run.family}),
             loss=run.loss,
             held_out=cifar.held_out,
-            augment=crop_and_flip(4, fill=BLACK),
             folder=folder,
             seed=run.seed,
             rate=RATES[run.bits],
-            **SETTINGS,
+            **TRAINING,
         )
     result = {
         **(of_file(student, cifar) if run.place == "deployed" else {}),
@@ -129,26 +103,6 @@ def measured(run: Run, cifar: Cifar, kept: Path) -> dict[str, float]:
     }
     files.write_json(folder / "result.json", result)
     return result
-
-
-def accuracy(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor | None]]) -> float:
-    """Top-1 of a model."""
-    with torch.no_grad():
-        return float(torch.cat([model(x).argmax(1) == y for x, y in batches]).float().mean())
-
-
-def of_file(student: nn.Module, cifar: Cifar) -> dict[str, float]:
-    """Top-1 and size of the student's file in ONNX Runtime."""
-    with tempfile.TemporaryDirectory() as folder:
-        exported = lb.export_onnx(student, Path(folder, "model.onnx"), cifar.test[0][0][:2])
-        lb.verify(exported, cifar.train[:2], progress=False)
-        session = open_session(exported.path, threads=1)
-        hits = [
-            session.run(arrays([x.numpy()], session.inputs))[0].argmax(1) == y.numpy()
-            for x, y in cifar.test
-            if y is not None
-        ]
-        return {"file": 100 * float(np.concatenate(hits).mean()), "megabytes": exported.path.stat().st_size / 1e6}
 
 
 def table(cifar: Cifar, asked: argparse.Namespace, kept: Path) -> None:
@@ -204,13 +158,6 @@ def groups(found: dict[Run, dict[str, float]]) -> dict[Run, list[dict[str, float
     for run, figures in found.items():
         together.setdefault(dataclasses.replace(run, seed=0), []).append(figures)
     return together
-
-
-def tell(name: str, found: list[float], target: str = "") -> None:
-    """A mean, and the spread of several seeds."""
-    emit(f"{name}, top-1{f', mean of {len(found)} seeds' if found[1:] else ''}", statistics.mean(found), "%", target)
-    if found[1:]:
-        emit(f"{name}, spread over seeds", max(found) - min(found), "points")
 
 
 def cost(cifar: Cifar, asked: argparse.Namespace) -> None:

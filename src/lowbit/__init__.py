@@ -18,9 +18,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from lowbit.costs import Cost as Cost
+    from lowbit.costs import MeasuredCosts as MeasuredCosts
     from lowbit.costs import cost as cost
     from lowbit.errors import LowbitError as LowbitError
     from lowbit.errors import TrainingWarning as TrainingWarning
+    from lowbit.export.measured import measure_formats as measure_formats
     from lowbit.export.onnx import Exported as Exported
     from lowbit.export.onnx import export_onnx as export_onnx
     from lowbit.export.verify import Verification as Verification
@@ -38,6 +40,10 @@ if TYPE_CHECKING:
     from lowbit.methods.distillation.run import Distillation as Distillation
     from lowbit.methods.distillation.run import distill as distill
     from lowbit.methods.distillation.teacher import check_teacher as check_teacher
+    from lowbit.methods.search.policy import Controller as Controller
+    from lowbit.methods.search.prices import Budget as Budget
+    from lowbit.methods.search.run import Search as Search
+    from lowbit.methods.search.run import search as search
     from lowbit.post_training.correction import correct_moments as correct_moments
     from lowbit.post_training.equalization import equalize as equalize
     from lowbit.post_training.levels import post_train as post_train
@@ -58,14 +64,18 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "lowbit.costs": ("Cost", "cost"),
+    "lowbit.costs": ("Cost", "MeasuredCosts", "cost"),
     "lowbit.errors": ("LowbitError", "TrainingWarning"),
+    "lowbit.export.measured": ("measure_formats",),
     "lowbit.export.onnx": ("Exported", "export_onnx"),
     "lowbit.export.verify": ("Verification", "verify"),
     "lowbit.formats": ("Binary", "Block", "Float", "Int", "MidRise", "Ternary", "parse"),
     "lowbit.granularity": ("PerChannel", "PerGroup", "PerTensor"),
     "lowbit.methods.distillation.run": ("Distillation", "distill"),
     "lowbit.methods.distillation.teacher": ("check_teacher",),
+    "lowbit.methods.search.policy": ("Controller",),
+    "lowbit.methods.search.prices": ("Budget",),
+    "lowbit.methods.search.run": ("Search", "search"),
     "lowbit.post_training.correction": ("correct_moments",),
     "lowbit.post_training.equalization": ("equalize",),
     "lowbit.post_training.levels": ("post_train",),
