@@ -54,7 +54,7 @@ def test_pilot_file_in_docs_is_valid(tmp_path: Path) -> None:
     (block,) = blocks("docs/pilot.md", "yaml")
     (tmp_path / "pilot.yaml").write_text(block)
     Recipe.uniform("int4", "int8").save(tmp_path / "recipe.yaml")
-    assert len(load_spec(tmp_path / "pilot.yaml").variants) == 5
+    assert len(load_spec(tmp_path / "pilot.yaml").variants) == 6
 
 
 def test_recipe_in_docs_loads() -> None:

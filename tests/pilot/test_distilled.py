@@ -19,7 +19,7 @@ import lowbit as lb
 from lowbit import data, files, models
 from lowbit.batches import Batch
 from lowbit.errors import TrainingWarning
-from lowbit.pilot import distilled
+from lowbit.pilot import trained
 from lowbit.pilot.record import DistillationRow, Run, Trial, read
 from lowbit.pilot.run import run_pilot
 from lowbit.pilot.spec import DistillSpec, load_spec
@@ -213,15 +213,15 @@ def test_warnings_go_to_the_notes(copied: tuple[Path, Path]) -> None:
 
 
 def test_other_warnings_go_on() -> None:
-    def trained() -> list[str]:
-        with distilled._warnings_kept() as told:
+    def told_of() -> list[str]:
+        with trained.warnings_kept() as told:
             warnings.simplefilter("always")
             warnings.warn("overflow", RuntimeWarning, stacklevel=1)
             warnings.warn("a weak teacher", TrainingWarning, stacklevel=1)
         return told
 
     with pytest.warns(RuntimeWarning, match="overflow"):
-        told = trained()
+        told = told_of()
     assert told == ["a weak teacher"]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,15 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from pydantic import BaseModel
 
 import lowbit as lb
 from lowbit.data import Preprocess, from_arrays
 from lowbit.methods.distillation.run import distill
-from lowbit.pilot.spec import DistillSpec, PilotSpec, PreprocessSpec, load_spec
+from lowbit.methods.search.prices import Budget
+from lowbit.methods.search.run import search
+from lowbit.methods.search.space import SPACES
+from lowbit.pilot.spec import DistillSpec, PilotSpec, PreprocessSpec, SearchSpec, load_spec
 from lowbit.training.loop import Fitting
 
 VALID: dict[str, Any] = {
@@ -35,6 +40,7 @@ VALID: dict[str, Any] = {
         {"name": "w4", "weights": "int4", "granularity": "group:16", "glue": None},
         {"name": "head-8", "weights": "int4", "activations": "int8", "rules": [{"match": "head", "weights": "int8"}]},
         {"name": "w2", "weights": "int2", "activations": "int4", "distill": {"epochs": 3, "crop": 2}},
+        {"name": "mixed", "search": {"choices": ["int4", "int8"], "budget": {"like": "int4", "share": 1.5}}},
     ],
 }
 
@@ -78,10 +84,11 @@ def test_valid_file(tmp_path: Path) -> None:
     assert spec == PilotSpec.model_validate(VALID)
     assert (spec.seed, spec.runtime.threads, spec.runtime.batches) == (7, 2, (1, 8))
     assert spec.data.test.preprocess.mean == (0.5,)
-    first, second, third, _ = (variant.to_recipe(tmp_path, "here") for variant in spec.variants)
+    first, second, third, _, mixed = (variant.to_recipe(tmp_path, "here") for variant in spec.variants)
     assert first == lb.Recipe.uniform("int8", "int8")
     assert second == lb.Recipe.uniform("int4", None, granularity="group:16")
     assert [(rule.match, str(rule.weights)) for rule in third.rules] == [("*", "int4"), ("head", "int8")]
+    assert mixed == lb.Recipe(())
 
 
 def test_recipe_file_is_relative_to_the_pilot_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,10 +122,56 @@ def test_what_the_file_does_not_say_is_left_to_distill() -> None:
     assert set(options) - set(DistillSpec().options()) == {"quantizer", "rate", "optimizer"}
 
 
-def test_every_option_is_one_of_distill() -> None:
+@pytest.mark.parametrize(("spec", "method"), [(DistillSpec, distill), (SearchSpec, search)])
+def test_every_option_is_one_of_the_method(spec: type[BaseModel], method: Callable[..., object]) -> None:
     """Its signature, and what it passes on to `fit`, have a keyword for each field."""
-    taken = {*inspect.signature(distill).parameters, *Fitting.__annotations__}
-    assert set(DistillSpec.model_fields) - {"crop", "flip"} <= taken
+    taken = {*inspect.signature(method).parameters, *Fitting.__annotations__}
+    assert set(spec.model_fields) - {"crop", "flip"} <= taken
+
+
+def searching(**given: Any) -> SearchSpec:
+    return SearchSpec.model_validate({"choices": ["int4", "int8"], "budget": {"like": "int4"}} | given)
+
+
+def test_what_the_file_does_not_say_is_left_to_search() -> None:
+    left_out = ("choices", "budget", "granularity")
+    assert searching().options(*left_out) == {"epochs": 2, "loss": "kl"}
+    assert searching().of_metric("r2").loss == "mse"
+    assert searching(loss="cosine").of_metric("r2").loss == "cosine"
+    assert searching(by="policy", rate=0.1).options(*left_out) == {
+        **{"epochs": 2, "loss": "kl"},
+        **{"by": "policy", "rate": 0.1},
+    }
+
+
+def test_choices_may_be_a_space() -> None:
+    assert searching(choices="fliqs-s-int").choices == SPACES["fliqs-s-int"]
+
+
+def test_one_budget_or_several() -> None:
+    assert searching().budgets == (Budget("bops", like="int4"),)
+    several = searching(budget=[{"cost": "file", "most": 2e5}, {"cost": "latency", "like": "int8", "share": 0.9}])
+    assert several.budgets == (Budget("file", most=2e5), Budget("latency", like="int8", share=0.9))
+
+
+def test_layers_that_decide_together() -> None:
+    assert searching().grouping == "layer"
+    assert searching(granularity="model").grouping == "model"
+    assert searching(granularity=["a.*", "b.*"]).grouping == ("a.*", "b.*")
+
+
+def test_searched_variant_may_have_a_recipe_file_for_other_layers(tmp_path: Path) -> None:
+    recipe = lb.Recipe((lb.Rule("head", weights=lb.Int(8), activations=lb.Int(8)),))
+    recipe.save(tmp_path / "head.yaml")
+    path = tmp_path / "pilot.yaml"
+    mixed = {**VALID["variants"][4], "recipe": "head.yaml", "granularity": "tensor"}
+    path.write_text(yaml.safe_dump(changed(("variants",), [mixed])))
+    (variant,) = load_spec(path).variants
+    assert variant.to_recipe(tmp_path, "here") == recipe
+    ruled = {**VALID["variants"][4], "rules": [{"match": "head", "weights": "int8"}], "glue": None}
+    path.write_text(yaml.safe_dump(changed(("variants",), [ruled])))
+    (variant,) = load_spec(path).variants
+    assert variant.to_recipe(tmp_path, "here") == lb.Recipe((lb.Rule("head", weights=lb.Int(8)),), glue=None)
 
 
 def test_crop_and_flip_become_an_augmentation() -> None:
@@ -171,6 +224,8 @@ def test_black_pixel_after_preprocessing(preprocess: dict[str, Any], black: tupl
         (("variants", 1, "weight"), "variants[1].weight", "'weights'"),
         (("data", "trian"), "data.trian", "'train'"),
         (("variants", 3, "distill", "epoch"), "variants[3].distill.epoch", "'epochs'"),
+        (("variants", 4, "search", "choice"), "variants[4].search.choice", "'choices'"),
+        (("variants", 4, "search", "budget", "liek"), "variants[4].search.budget[0].liek", "'like'"),
     ],
 )
 def test_unknown_key_names_its_place_and_the_nearest_key(
@@ -226,7 +281,7 @@ def test_key_unlike_any_other_lists_the_known_ones(tmp_path: Path) -> None:
             for key, value, told in (
                 ("epochs", 0, "greater than or equal to 1, got 0"),
                 ("epochs", 1.5, "a valid integer"),
-                ("quantizer", "lsq+", "'fixed', 'lsq', 'pact', 'dorefa' or 'ewgs', got 'lsq+'"),
+                ("quantizer", "lsq+", "'fixed', 'absmax', 'lsq', 'pact', 'dorefa' or 'ewgs', got 'lsq+'"),
                 ("exact", "perhaps", "a valid boolean"),
                 ("loss", "l2", "'kl', 'mse', 'cosine' or 'labels', got 'l2'"),
                 ("temperature", 0, "greater than 0, got 0"),
@@ -255,10 +310,69 @@ def test_key_unlike_any_other_lists_the_known_ones(tmp_path: Path) -> None:
                 ),
             )
         ),
+        (("variants", 4, "search"), None, "variants[4].search: it is empty; give choices and a budget, or leave the"),
+        (("variants", 4, "search"), {}, "variants[4].search.choices: Field required"),
+        (("variants", 4, "search"), {"choices": "fliqs-l-int"}, "variants[4].search.budget: Field required"),
+        *(
+            (("variants", 4, "search", key), value, f"variants[4].search{told}")
+            for key, value, told in (
+                ("choices", "fliqs-xl", ".choices: space 'fliqs-xl' is unknown; write a list of formats, or one of fl"),
+                ("choices", ["int4", "itn8"], ".choices[1]: unknown format 'itn8'; did you mean 'int8'"),
+                (
+                    "choices",
+                    ["int4", "int8/int8/int8"],
+                    ".choices[1]: choice 'int8/int8/int8': expected one format, or",
+                ),
+                ("choices", ["int4", "int4/int4"], ": choices int4, int4/int4: a search needs two at least; give more"),
+                ("choices", [], ": choices are none: a search needs two at least"),
+                ("choices", 4, ".choices: Input should be a valid tuple"),
+                ("budget", [], ".budget: Value should have at least 1 item"),
+                ("budget", 3, ".budget: Input should be a valid tuple"),
+                ("budget", {}, ".budget[0]: budget bops: give either most, a figure, or like, the name of a choice"),
+                ("budget", {"most": 1e9, "like": "int4"}, ".budget[0]: budget bops: give either most, a figure, or"),
+                ("budget", {"most": -1}, ".budget[0].most: Input should be greater than 0"),
+                (
+                    "budget",
+                    {"cost": "joules", "most": 1},
+                    ".budget[0].cost: Input should be 'bops', 'bytes', 'latency'",
+                ),
+                ("budget", {"most": 1e9, "share": 2}, ".budget[0]: share is of like, and most is a figure; give one"),
+                (
+                    "budget",
+                    [{"most": 1e9}, {"like": "int5"}],
+                    ": budget: like 'int5' is none of the choices (int4, int8)",
+                ),
+                ("by", "random", ".by: Input should be 'knapsack', 'surrogate' or 'policy', got 'random'"),
+                (
+                    "granularity",
+                    "(",
+                    ".granularity[0]: missing ), unterminated subpattern at position 0; expected 'lay",
+                ),
+                ("sensitivity", "hessian", ".sensitivity: Input should be 'loss' or 'fisher'"),
+                ("explore", 0, ".explore: Input should be greater than 0"),
+                ("explore", 1.5, ".explore: Input should be less than or equal to 1"),
+                ("epochs", 0, ".epochs: Input should be greater than or equal to 1"),
+                ("temperature", 0, ".temperature: Input should be greater than 0"),
+                ("exact", True, ".exact: unknown key; "),
+            )
+        ),
+        (
+            ("variants", 4, "search"),
+            {"choices": "fliqs-s-int", "budget": {"most": 1}, "by": "knapsack", "explore": 0.5},
+            "variants[4].search: explore is of 'surrogate' and 'policy', and by is 'knapsack'; leave it out",
+        ),
+        (
+            ("variants", 4, "search"),
+            {"choices": "fliqs-s-int", "budget": {"most": 1}, "loss": "mse", "temperature": 4},
+            "variants[4].search: temperature is of loss 'kl', and loss is 'mse'; leave it out",
+        ),
+        (("variants", 4, "distill"), {}, "variants[4]: search trains its student itself; leave distill out"),
+        (("variants", 4, "weights"), "int4", "variants[4]: search decides weights and activations; leave them out"),
+        (("variants", 4, "widen_most"), 1, "variants[4]: widen_most would leave the budget of search; leave it out"),
         (
             ("variants", 0),
             {"name": "w8"},
-            "variants[0]: say what to quantize: weights, activations, rules, or a recipe",
+            "variants[0]: say what to quantize: weights, activations, rules, a recipe file, or search",
         ),
         (("variants", 0, "recipe"), "r.yaml", "variants[0]: a recipe file and activations, weights: give one or"),
         (("variants", 2, "rules"), ["head"], "variants[2].rules[0]: Input should be a valid dictionary"),

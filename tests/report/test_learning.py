@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from lowbit.pilot.record import DistillationRow, EpochRow, RangeRow, Score, TeacherRow
+from lowbit.pilot.record import DistillationRow, EpochRow, PointRow, RangeRow, Score, SearchRow, TeacherRow
 from lowbit.report import learning
 from lowbit.report.figures import Metric
 
@@ -28,6 +28,11 @@ ROW = DistillationRow(
     ranges=(RangeRow("conv.weight_quantizer", -0.51, 0.25, -0.4, 0.2, 0.1, 0.02),),
     post_training=Score(0.901, 0.89, 0.91, 10_000),
     gain=Score(0.0152, 0.0088, 0.0217, 10_000),
+)
+FOUND = PointRow("surrogate", ("int4",), {"bops": 1.0}, True, 0.1, 0.1, 0.9)
+SEARCHED = SearchRow(
+    *("surrogate", "kl", True, ("int4", "int8"), {}, (("conv",),), {"bops": 1.0}, ((0.1, 0.0),), 0, (), ()),
+    *(FOUND, (FOUND,), (), ROW.epochs, ROW.best, ROW.before, ROW.after, ROW.post_training, ROW.gain),
 )
 REGRESSION = replace(ROW, loss="mse", teacher=TeacherRow(None, 0.99, None, ()), before=-0.25)
 
@@ -91,6 +96,15 @@ def test_only_ewgs_has_a_delta() -> None:
 def test_bounds_have_three_digits() -> None:
     assert learning.bounds(-0.50153, 1234.5) == "−0.502 to 1,230"
     assert learning.bounds(0.0, 0.00012345) == "0 to 0.000123"
+
+
+def test_a_search_is_told_and_drawn_alike() -> None:
+    assert learning.gain(SEARCHED, METRIC) == learning.gain(ROW, METRIC)
+    assert learning.curves(SEARCHED) == learning.curves(ROW)
+    numbers = replace(SEARCHED, loss="mse", classes=False, before=-0.25)
+    assert learning.curves(numbers) == learning.curves(REGRESSION)
+    assert learning.came(numbers) == learning.came(REGRESSION)
+    assert learning.curves(replace(SEARCHED, epochs=(), best=0)) == []
 
 
 # The curves

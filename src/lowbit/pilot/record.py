@@ -149,11 +149,74 @@ class DistillationRow:
 
 
 @dataclass(frozen=True)
-class Trial:
-    """One variant, measured: `recipe` is None for the float baseline, `distillation` where nothing was trained.
+class PointRow:
+    """An assignment of formats that a search judged, in weights that all assignments share.
 
-    `difference` is the paired score difference from the float baseline on the same samples. Sizes are bytes;
-    `bops` are MACs x weight bits x activation bits for one sample. A failed trial keeps its `error` and no figures.
+    `choices` are of the decisions, in their order; `costs` of the whole network; `fits` says whether it is within all
+    budgets. `predicted` is the loss that sensitivities add up to, `loss` and `agreement` with the float model were
+    measured on held-out inputs; None where they are no number.
+    """
+
+    name: str
+    choices: tuple[str, ...]
+    costs: dict[str, float]
+    fits: bool
+    predicted: float | None
+    loss: float | None
+    agreement: float | None
+
+
+@dataclass(frozen=True)
+class ReasonRow:
+    """What a search chose for the layers of a decision, the share of the budget that this takes, and why."""
+
+    layers: tuple[str, ...]
+    choice: str
+    share: float
+    sentence: str
+
+
+@dataclass(frozen=True)
+class SearchRow:
+    """How a variant's formats were searched, and what training gained over post-training the recipe that was found.
+
+    `by` is the strategy; `classes` says whether outputs are class scores, so that agreement is a share. Choices that
+    the runtime cannot run are in `refused`, with the reason. `layers` are those of each decision, `budgets` the most
+    that each cost may be, the first being that of the front. `sensitivities` are `[decisions][choices]`, and `movement`
+    is the share of each choice in each decision while `samples` assignments were tried,
+    `[windows][decisions][choices]`. Epochs are those of the phase that trains the found assignment alone; `best` is
+    the number of the one that was kept (0 if there is none), and `before` and `after` are agreement on held-out inputs.
+    """
+
+    by: str
+    loss: str
+    classes: bool
+    choices: tuple[str, ...]
+    refused: dict[str, str]
+    layers: tuple[tuple[str, ...], ...]
+    budgets: dict[str, float]
+    sensitivities: tuple[tuple[float, ...], ...]
+    samples: int
+    movement: tuple[tuple[tuple[float, ...], ...], ...]
+    reasons: tuple[ReasonRow, ...]
+    found: PointRow
+    candidates: tuple[PointRow, ...]
+    front: tuple[PointRow, ...]
+    epochs: tuple[EpochRow, ...]
+    best: int
+    before: float | None
+    after: float | None
+    post_training: Score | None = None
+    gain: Score | None = None
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One variant, measured: `recipe` is None for the float baseline.
+
+    `difference` is the paired score difference from the float baseline on the same samples. Sizes are bytes; `bops` are
+    MACs x weight bits x activation bits for one sample. `distillation` and `search` are None for a variant that was not
+    made that way. A failed trial keeps its `error` and no figures.
     """
 
     name: str
@@ -177,6 +240,7 @@ class Trial:
     notes: tuple[str, ...] = ()
     seconds: float = 0.0
     distillation: DistillationRow | None = None
+    search: SearchRow | None = None
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ The run folder:
 
     run.json                     what was asked and what made it (a `Run` without trials)
     variants/<name>/             model.onnx, manifest.json, recipe.yaml, outputs.npy, and last trial.json
-    variants/<name>/training/    of a distilled variant: log.jsonl, and until it is finished its checkpoints
+    variants/<name>/training/    of a variant that trains: its logs, and until it is finished its checkpoints
+    costs.json                   what formats were measured to cost on the runtime, if a variant searches
     latency.json                 all files timed in turn, so that their ratios hold on a noisy machine
     report.html                  written by `lowbit.report` from the above
 
@@ -43,12 +44,13 @@ from lowbit.errors import DataError, LowbitError
 from lowbit.export.runtime import Session, arrays, open_session
 from lowbit.pilot import statistics
 from lowbit.pilot.record import Kpi, LatencyRow, Provenance, Run, Timings, Trial, read
-from lowbit.pilot.spec import DistillSpec, PilotSpec
-from lowbit.pilot.trial import Samples, Settings, Task, finished, run_trial
+from lowbit.pilot.spec import PilotSpec, TrainingSpec
+from lowbit.pilot.trial import Samples, Settings, Task, example, finished, measure, run_trial
 from lowbit.progress import track
 from lowbit.recipe import Recipe
 
 REPEATS = 100
+_TRAIN = ("distill", "search")  # parts of a variant that train
 _PACKAGES = ("lowbit", "torch", "onnx", "onnxruntime", "numpy")
 Say = Callable[[str], None]
 Shared = tuple[nn.Module, Samples, Samples, Samples, Settings]
@@ -76,7 +78,7 @@ def run_pilot(
         calibration: inputs that set activation scales; labels are not used.
         test: inputs, and labels if the metric needs them, that the report is about.
         folder: where the run is written.
-        train: inputs that variants with `distill` train on; by default what the pilot file says.
+        train: inputs that variants with `distill` or `search` train on; by default what the pilot file says.
         base: what paths in the pilot file are relative to; the current folder by default.
         provenance: more to note in each file's manifest, such as where the data is.
         jobs: trials at once, in processes of their own (joblib; `joblib.parallel_config` chooses a cluster).
@@ -94,13 +96,14 @@ def run_pilot(
     with torch.no_grad():
         for samples in (calibration, test, train):
             output_tensor(call(model, next(iter(samples.batches(2)))))
-    settings = Settings(metric, spec.seed, runtime.name, runtime.threads, dict(provenance or {}), where)
+    noted, costs = dict(provenance or {}), folder / "costs.json"
+    settings = Settings(metric, spec.seed, runtime.name, runtime.threads, noted, where, costs)
     weights_hash, versions = _weights_hash(model), _versions(runtime.name)
     about: list[object] = [spec.model, weights_hash, _code_hash(model, metric, where), calibration.hash, test.hash]
     about += [metric, spec.seed, runtime.name, runtime.threads, versions]
 
     def task(name: str, recipe: Recipe | None, **how: Any) -> Task:
-        asked = [recipe.to_dict() if recipe else None, how, *([train.hash] if "distill" in how else [])]
+        asked = [recipe.to_dict() if recipe else None, how, *([train.hash] if how.keys() & {*_TRAIN} else [])]
         content = json.dumps([*about, *asked], sort_keys=True, default=_plain)
         fingerprint = hashlib.sha256(content.encode()).hexdigest()[:16]
         return Task(name, folder / "variants" / name, fingerprint, recipe, **how)
@@ -108,7 +111,12 @@ def run_pilot(
     tasks = [task("float", None)]
     for v in spec.variants:
         recipe = v.to_recipe(where, f"{spec.name}: {v.name}")
-        trained = {"distill": v.distill.of_metric(metric), "black": black} if v.distill else {}
+        trained: dict[str, Any] = {"black": black} if v.distill or v.search else {}
+        if v.distill:
+            trained |= {"distill": v.distill.of_metric(metric)}
+        if v.search:
+            of_weights = {"granularity": v.granularity, "batch": runtime.batches[0]}
+            trained |= {"search": v.search.of_metric(metric), **of_weights}
         tasks.append(task(v.name, recipe, opset=v.opset, level=v.level, widen_most=v.widen_most, **trained))
     folder.mkdir(parents=True, exist_ok=True)
     run = Run(
@@ -128,6 +136,11 @@ def run_pilot(
         say(f"{summary(trial)} (kept)")
     shared = (model, calibration, train, test, settings)
     imports = _Imports((spec.model, metric), where)
+    if jobs > 1:  # one after the other, while nothing else runs, because times count; trials then read them
+        for t in tasks:
+            if t.search is not None and t.name not in done:
+                with contextlib.suppress(LowbitError):  # which the trial meets again, and keeps
+                    measure(t, model, calibration, test, settings, progress)
     for together in (tasks[:1], tasks[1:]):  # the float baseline alone: the others are compared with it
         for trial in _run([t for t in together if t.name not in done], shared, jobs, imports, progress):
             say(summary(trial))
@@ -139,28 +152,28 @@ def run_pilot(
 def _training_data(
     spec: PilotSpec, calibration: Samples, given: Samples | None, folder: Path
 ) -> tuple[Samples, tuple[float, ...]]:
-    """What `distill` trains on, the calibration data if nothing else is said, and what a black pixel is in it.
+    """What variants train on, the calibration data if nothing else is said, and what a black pixel is in it.
 
     Raises:
         DataError: it cannot be read, or a loss needs labels that it has not.
     """
-    distilled = {v.name: v.distill for v in spec.variants if v.distill}
+    trained = [(v.name, key, how) for v in spec.variants for key in _TRAIN if (how := getattr(v, key))]
     said = spec.data.train
-    if not distilled:
+    if not trained:
         return calibration, ()
     train = given if given is not None else said.open(folder, spec.seed) if said else calibration
-    for name, how in distilled.items():
+    for name, key, how in trained:
         if how.loss == "labels" and (train.labels is None or train.labels.is_floating_point()):
             found = "no labels" if train.labels is None else "labels that are no classes"
             raise DataError(
-                f"variant '{name}': distill.loss 'labels' learns classes, the data that it trains on has {found}; name "
+                f"variant '{name}': {key}.loss 'labels' learns classes, the data that it trains on has {found}; name "
                 "them in data.train, or leave loss out to learn from the float model"
             )
     return train, (said or spec.data.calibration).preprocess.black()
 
 
-def _plain(how: DistillSpec) -> dict[str, Any]:
-    """What the file says, without the defaults of `distill`."""
+def _plain(how: TrainingSpec) -> dict[str, Any]:
+    """What the file says, without the defaults of the method."""
     return how.model_dump(mode="json", exclude_none=True)
 
 
@@ -247,9 +260,7 @@ def _latencies(
     sessions = {n: open_session(p, runtime=spec.runtime.name, threads=spec.runtime.threads) for n, p in paths.items()}
     rows: dict[str, list[LatencyRow]] = {name: [] for name in paths}
     for batch in spec.runtime.batches:
-        inputs = next(iter(test.batches(batch)))[0].numpy()
-        if len(inputs) < batch:
-            inputs = np.resize(inputs, (batch, *inputs.shape[1:]))
+        inputs = example(test, batch).numpy()
         for name, latency in _interleaved(sessions, inputs, f"time batch {batch}", progress).items():
             rows[name].append(LatencyRow(spec.runtime.name, batch, spec.runtime.threads, **asdict(latency)))
     result = {name: tuple(found) for name, found in rows.items()}

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from lowbit import files
@@ -17,6 +17,10 @@ from lowbit.errors import FormatError, RecipeError
 from lowbit.families import FamilyName
 from lowbit.formats import parse
 from lowbit.granularity import parse_granularity
+from lowbit.methods.search.prices import Budget, CostName
+from lowbit.methods.search.run import Strategy
+from lowbit.methods.search.sensitivity import SensitivityName
+from lowbit.methods.search.space import SPACES, Choice
 from lowbit.post_training.levels import Level
 from lowbit.recipe import Recipe, validated
 from lowbit.training.loop import Optimizer
@@ -25,6 +29,8 @@ from lowbit.training.processes import Precision
 from lowbit.training.samples import Augment, crop_and_flip
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from lowbit.data import Data
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
@@ -50,8 +56,40 @@ def _granularity_name(name: str) -> str:
     return name
 
 
+def _choice_name(name: str) -> str:
+    try:
+        Choice.parse(name)
+    except FormatError as error:
+        raise _wrong(str(error)) from None
+    return name
+
+
+def _pattern(text: str) -> str:
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise _wrong(f"{error}; expected 'layer', 'model' or regular expressions over layer names") from None
+    return text
+
+
+def _space(given: object) -> object:
+    """The choices of a space that is given by its name; all else as it is."""
+    if not isinstance(given, str):
+        return given
+    if given not in SPACES:
+        raise _wrong(f"space {given!r} is unknown; write a list of formats, or one of {', '.join(SPACES)}")
+    return SPACES[given]
+
+
+def _listed(given: object) -> object:
+    """One of what may be several, as a list of one."""
+    return [given] if isinstance(given, (str, dict)) else given
+
+
 FormatName = Annotated[str, AfterValidator(_format_name)]
 GranularityName = Annotated[str, AfterValidator(_granularity_name)]
+ChoiceName = Annotated[str, AfterValidator(_choice_name)]
+Pattern = Annotated[str, AfterValidator(_pattern)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -98,9 +136,9 @@ class DataSpec(_Section):
 
 
 class PilotData(_Section):
-    """The data that calibrates (no labels needed), the data that is reported on, and inputs that `distill` trains on.
+    """The data that calibrates (no labels needed), and the data that is reported on.
 
-    Without `train`, the calibration data trains.
+    `distill` and `search` train on `train`, without it on the calibration data.
     """
 
     calibration: DataSpec
@@ -129,19 +167,17 @@ class RuntimeSpec(_Section):
     batches: tuple[Annotated[int, Field(ge=1)], ...] = (1, 32)
 
 
-class DistillSpec(_Section):
-    """How a variant is trained toward the float model's outputs; see `lowbit.methods.distillation.run.distill`.
+class TrainingSpec(_Section):
+    """How a student is trained, whatever decides its formats; what is None is as the method has it.
 
-    What is None is as `distill` has it. `crop` shifts images by up to so many pixels and `flip` mirrors half of them;
-    see `lowbit.training.samples.crop_and_flip`.
+    `crop` shifts images by up to so many pixels and `flip` mirrors half of them; see
+    `lowbit.training.samples.crop_and_flip`.
     """
 
     epochs: int = Field(default=2, ge=1)
     quantizer: FamilyName | None = None
-    exact: bool = False
     loss: LossName = "kl"
     temperature: Positive | None = None
-    features: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     batch_size: int | None = Field(default=None, ge=1)
     rate: Positive | None = None
     scale_rate: NotNegative | None = None
@@ -149,15 +185,40 @@ class DistillSpec(_Section):
     weight_decay: NotNegative | None = None
     clip: Positive | None = None
     precision: Precision | None = None
-    delta_every: int | None = Field(default=None, ge=1)
-    cache_teacher: bool = False
     crop: int = Field(default=0, ge=0)
     flip: bool = False
 
     @model_validator(mode="after")
-    def _fits_together(self) -> DistillSpec:
+    def _has_a_use_for_its_temperature(self) -> Self:
         if self.temperature is not None and self.loss != "kl":
             raise _wrong(f"temperature is of loss 'kl', and loss is {self.loss!r}; leave it out")
+        return self
+
+    def of_metric(self, metric: str) -> Self:
+        """What this is for a pilot with a metric: where r2 decides, outputs are numbers and no class scores."""
+        if metric == "r2" and "loss" not in self.model_fields_set:
+            return self.model_copy(update={"loss": "mse"})
+        return self
+
+    def options(self, *without: str) -> dict[str, Any]:
+        """The keywords of the method that the file gives, all but `augment` and those named in `without`."""
+        return self.model_dump(exclude={"crop", "flip", *without}, exclude_none=True)
+
+    def augment(self, black: tuple[float, ...]) -> Augment | None:
+        """The change to each batch, None for none; `black` is what comes in at the borders."""
+        return crop_and_flip(self.crop, flip=self.flip, fill=black) if self.crop or self.flip else None
+
+
+class DistillSpec(TrainingSpec):
+    """How a variant is trained toward the float model's outputs; see `lowbit.methods.distillation.run.distill`."""
+
+    exact: bool = False
+    features: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    delta_every: int | None = Field(default=None, ge=1)
+    cache_teacher: bool = False
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> DistillSpec:
         if self.features and self.loss == "labels":
             raise _wrong("features are the teacher's, and loss 'labels' has none; leave them out")
         if self.delta_every is not None and self.quantizer not in (None, "ewgs"):
@@ -169,26 +230,72 @@ class DistillSpec(_Section):
             )
         return self
 
-    def of_metric(self, metric: str) -> DistillSpec:
-        """What this is for a pilot with a metric: where r2 decides, outputs are numbers and no class scores."""
-        if metric == "r2" and "loss" not in self.model_fields_set:
-            return self.model_copy(update={"loss": "mse"})
+
+class BudgetSpec(_Section):
+    """The most that a searched network may cost; see `lowbit.methods.search.prices.Budget`."""
+
+    cost: CostName = "bops"
+    most: Positive | None = None
+    like: ChoiceName | None = None
+    share: Positive = 1.0
+
+    @model_validator(mode="after")
+    def _says_how_much(self) -> BudgetSpec:
+        if "share" in self.model_fields_set and self.most is not None:
+            raise _wrong("share is of like, and most is a figure; give one or the other")
+        try:
+            self.budget()
+        except RecipeError as error:
+            raise _wrong(str(error)) from None
         return self
 
-    def options(self) -> dict[str, Any]:
-        """The keywords of `distill` that the file gives, all but `augment`."""
-        return self.model_dump(exclude={"crop", "flip"}, exclude_none=True)
+    def budget(self) -> Budget:
+        """The same for `search`."""
+        return Budget(**self.model_dump())
 
-    def augment(self, black: tuple[float, ...]) -> Augment | None:
-        """The change to each batch, None for none; `black` is what comes in at the borders."""
-        return crop_and_flip(self.crop, flip=self.flip, fill=black) if self.crop or self.flip else None
+
+class SearchSpec(TrainingSpec):
+    """How a variant's formats are searched, and its student trained; see `lowbit.methods.search.run.search`.
+
+    `choices` are the formats that a layer can have, `granularity` is which layers decide together.
+    """
+
+    choices: Annotated[tuple[ChoiceName, ...], BeforeValidator(_space)]
+    budget: Annotated[tuple[BudgetSpec, ...], BeforeValidator(_listed), Field(min_length=1)]
+    by: Strategy | None = None
+    granularity: Annotated[tuple[Pattern, ...], BeforeValidator(_listed), Field(min_length=1)] = ("layer",)
+    sensitivity: SensitivityName | None = None
+    explore: Annotated[float, Field(gt=0, le=1)] | None = None
+
+    @model_validator(mode="after")
+    def _is_a_search(self) -> SearchSpec:
+        parsed = {Choice.parse(name) for name in self.choices}
+        if len(parsed) < 2:
+            raise _wrong(f"choices {', '.join(self.choices) or 'are none'}: a search needs two at least; give more")
+        for budget in self.budget:
+            if budget.like is not None and Choice.parse(budget.like) not in parsed:
+                raise _wrong(f"budget: like {budget.like!r} is none of the choices ({', '.join(self.choices)})")
+        if self.explore is not None and self.by == "knapsack":
+            raise _wrong("explore is of 'surrogate' and 'policy', and by is 'knapsack'; leave it out")
+        return self
+
+    @property
+    def budgets(self) -> tuple[Budget, ...]:
+        """The budgets for `search`, the first of which is that of the front."""
+        return tuple(one.budget() for one in self.budget)
+
+    @property
+    def grouping(self) -> str | tuple[str, ...]:
+        """`granularity` for `search`, to which ``layer`` and ``model`` are words and no expressions."""
+        return self.granularity[0] if len(self.granularity) == 1 else self.granularity
 
 
 class Variant(_Section):
     """One candidate: a recipe file, or weights and activations for all layers with exceptions in `rules`.
 
     `level` is the effort of post-training, and `widen_most` the number of tensors that may go to 16 bits; see
-    `lowbit.post_training.levels.post_train`. With `distill` it is trained after that.
+    `lowbit.post_training.levels.post_train`. With `distill` it is trained after that. With `search`, which trains too,
+    recipe file and `rules` are about the layers that are not searched, and `granularity` about those that are.
     """
 
     name: str
@@ -202,6 +309,7 @@ class Variant(_Section):
     level: Level = "balanced"
     widen_most: int = Field(default=0, ge=0)
     distill: DistillSpec | None = None
+    search: SearchSpec | None = None
 
     @field_validator("name")
     @classmethod
@@ -212,11 +320,25 @@ class Variant(_Section):
 
     @model_validator(mode="after")
     def _says_something(self) -> Variant:
-        given = sorted(self.model_fields_set - {"name", "recipe", "opset", "level", "widen_most", "distill"})
+        beside = {"name", "recipe", "opset", "level", "widen_most", "distill", "search"}
+        given = sorted(self.model_fields_set - beside - ({"granularity"} if self.search else set()))
         if self.recipe and given:
             raise _wrong(f"a recipe file and {', '.join(given)}: give one or the other")
-        if not (self.recipe or self.weights or self.activations or self.rules):
-            raise _wrong("say what to quantize: weights, activations, rules, or a recipe file")
+        said = "search" in self.model_fields_set  # with nothing behind it, `load_spec` says so
+        if not (self.recipe or self.weights or self.activations or self.rules or said):
+            raise _wrong("say what to quantize: weights, activations, rules, a recipe file, or search")
+        return self
+
+    @model_validator(mode="after")
+    def _leaves_to_search_what_it_decides(self) -> Variant:
+        if self.search and self.distill:
+            raise _wrong("search trains its student itself; leave distill out, and give its options to search")
+        if self.search and (self.weights or self.activations):
+            raise _wrong(
+                "search decides weights and activations; leave them out (rules are for layers that are not searched)"
+            )
+        if self.search and self.widen_most:
+            raise _wrong("widen_most would leave the budget of search; leave it out, or add int16 to the choices")
         return self
 
     def to_recipe(self, folder: Path, where: str) -> Recipe:
@@ -263,6 +385,9 @@ class PilotSpec(_Section):
         return variants
 
 
+_EMPTY = {"distill": "write {} to distill with every default", "search": "give choices and a budget"}
+
+
 def load_spec(path: Path) -> PilotSpec:
     """Read a pilot file and the recipes that it names.
 
@@ -276,8 +401,8 @@ def load_spec(path: Path) -> PilotSpec:
         raise RecipeError(f"{where}: got {got}, expected a mapping; write name, model, data, kpi and variants")
     spec = validated(PilotSpec, data, where)
     for i, variant in enumerate(spec.variants):
-        if variant.distill is None and "distill" in variant.model_fields_set:  # a key with nothing behind it
-            empty = "distill: it is empty; write {} to distill with every default, or leave the key out"
-            raise RecipeError(f"{where}: variants[{i}].{empty}")
+        for key, remedy in _EMPTY.items():
+            if getattr(variant, key) is None and key in variant.model_fields_set:  # a key with nothing behind it
+                raise RecipeError(f"{where}: variants[{i}].{key}: it is empty; {remedy}, or leave the key out")
         variant.to_recipe(path.parent, f"{where}: variants[{i}]")
     return spec

@@ -1,10 +1,11 @@
 """One trial: quantize a copy of the model, calibrate, export, verify, and score the file in its runtime.
 
-A variant that is distilled is post-trained first, all the same: that student is scored on the test data, and what
-training gains over it is part of the record.
+A variant that is distilled or searched is post-trained too, by the same recipe: that student is scored on the test
+data, and what training gains over it is part of the record.
 
 A trial depends only on its arguments and writes only into its own folder, `trial.json` last: a folder with a
-`trial.json` is a finished trial, anything else is done again. Only training goes on where it was.
+`trial.json` is a finished trial, anything else is done again. Only training goes on where it was, and what formats cost
+on the runtime, measured for a search, is kept for all trials.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 
 from lowbit import files
 from lowbit.batches import call, inputs_of, output_tensor
-from lowbit.costs import Cost, cost
+from lowbit.costs import Cost, MeasuredCosts, cost
 from lowbit.errors import DataError, DataWarning, LowbitError
 from lowbit.export.onnx import export_onnx
 from lowbit.export.qdq import how_stored
@@ -32,9 +33,10 @@ from lowbit.export.runtime import RuntimeName, arrays, open_session
 from lowbit.export.verify import Verification, verify
 from lowbit.layers import Quantized
 from lowbit.methods.distillation.run import Distillation
-from lowbit.pilot import distilled, statistics
-from lowbit.pilot.record import DistillationRow, LayerRow, ObstacleRow, Score, Trial, VerificationRow, read
-from lowbit.pilot.spec import DistillSpec
+from lowbit.methods.search.run import Search
+from lowbit.pilot import distilled, searched, statistics, trained
+from lowbit.pilot.record import LayerRow, ObstacleRow, Score, Trial, VerificationRow, read
+from lowbit.pilot.spec import DistillSpec, SearchSpec
 from lowbit.post_training.levels import Level, post_train
 from lowbit.post_training.segments import float_twin
 from lowbit.progress import track
@@ -74,13 +76,16 @@ class Settings:
     threads: int
     provenance: dict[str, object]
     folder: Path | None = None  # where the path of a metric's file begins
+    costs: Path | None = None  # keeps what formats were measured to cost, for every search of the pilot
 
 
 @dataclass(frozen=True)
 class Task:
     """One trial to do: `recipe` is None for the float baseline; see `lowbit.post_training.levels.post_train`.
 
-    `black` is what preprocessing makes of a black pixel, in each channel: it comes in where images are shifted.
+    With `search`, `recipe` is about layers that are not searched, `granularity` about the weights of those that are,
+    and `batch` is the number of samples in a call whose time is a cost. `black` is what preprocessing makes of a black
+    pixel, in each channel: it comes in where images are shifted.
     """
 
     name: str
@@ -92,6 +97,14 @@ class Task:
     widen_most: int = 0
     distill: DistillSpec | None = None
     black: tuple[float, ...] = ()
+    search: SearchSpec | None = None
+    granularity: str = "channel"
+    batch: int = 1
+
+    @property
+    def training(self) -> DistillSpec | SearchSpec | None:
+        """What trains, if something does."""
+        return self.distill or self.search
 
 
 @dataclass(frozen=True)
@@ -115,7 +128,7 @@ def run_trial(
 ) -> Trial:
     """Do a trial, or read it if its folder holds it finished. A failing variant is a failed trial, not an exception.
 
-    A task that distills trains on `train`, by default on the calibration data.
+    A task that distills or searches trains on `train`, by default on the calibration data.
 
     Raises:
         DataError: results cannot be written, or the float baseline is missing.
@@ -140,7 +153,7 @@ def run_trial(
     trial = replace(trial, seconds=time.perf_counter() - began)
     files.write_json(task.folder / "trial.json", asdict(trial))
     if trial.verdict != "failed":
-        distilled.tidy(task)
+        trained.tidy(task)
     return trial
 
 
@@ -173,7 +186,7 @@ def _measure(task: Task, model: nn.Module, data: _Sources, settings: Settings, p
     made = _make(task, model, data, settings, progress)
     student = made.student
     hashes = {"calibration_data": data.calibration.hash, "test_data": test.hash}
-    if task.distill is not None:
+    if task.training is not None:
         hashes["training_data"] = data.train.hash
     provenance = {"seed": settings.seed, **hashes, **settings.provenance}
     exported = export_onnx(student, task.folder / "model.onnx", example, opset=task.opset, provenance=provenance)
@@ -192,10 +205,11 @@ def _measure(task: Task, model: nn.Module, data: _Sources, settings: Settings, p
     agreement = statistics.share(np.asarray(statistics.predictions(outputs) == statistics.predictions(reference)))
     costs, covered = cost(student, example), coverage(student)
     measured = (settings.metric, outputs, labels, reference, settings.seed, settings.folder)
-    twin = student if made.distillation else float_twin(model, student)
+    twin = student if made.result else float_twin(model, student)
+    compared = _beside_post_training(made, measured)
     return Trial(
         task.name,
-        task.recipe.to_dict() if task.recipe else None,
+        made.recipe.to_dict() if made.recipe else None,
         task.fingerprint,
         "misses",  # the verdict is given when the run is put together: the KPI's minimum is no part of a trial
         score=statistics.score(*measured),
@@ -220,41 +234,74 @@ def _measure(task: Task, model: nn.Module, data: _Sources, settings: Settings, p
             tuple(ObstacleRow(o.where, o.what, o.remedy) for o in verification.obstacles) if task.recipe else (),
         ),
         notes=(*made.notes, *verification.unlike_calibration, *_notes(student, covered, task.opset)),
-        distillation=_distillation_row(made, measured),
+        distillation=distilled.row(made.result, *compared) if isinstance(made.result, Distillation) else None,
+        search=searched.row(task, made.result, *compared) if isinstance(made.result, Search) else None,
     )
 
 
 @dataclass(frozen=True)
 class _Made:
-    """A student, in sentences how it was made, and for a distilled one how that went.
+    """A student, the recipe it was asked for, in sentences how it was made, and for a trained one how that went.
 
     `before` are the outputs on the test data of the student that post-training alone makes.
     """
 
     student: nn.Module
+    recipe: Recipe | None = None
     notes: tuple[str, ...] = ()
-    distillation: Distillation | None = None
+    result: Distillation | Search | None = None
     before: Array | None = None
 
 
 def _make(task: Task, model: nn.Module, data: _Sources, settings: Settings, progress: bool) -> _Made:
-    """The student of a task; its recipe, wider where that was asked for, beside the file."""
+    """The student of a task; its recipe, wider where that was asked for, or searched, beside the file."""
     if task.recipe is None:
         return _Made(model)
     seed, batches = settings.seed, _in_batches(data.calibration)
-    student, did = post_train(
-        model, task.recipe, batches, level=task.level, widen_most=task.widen_most, seed=seed, progress=progress
+    asked, student, warned = task.recipe, model, list[str]()
+    result: Distillation | Search | None = None
+    if task.search is not None:
+        costs = measure(task, model, data.calibration, data.test, settings, progress)
+        student, result, warned = searched.train(
+            task, model, _in_batches(data.train), costs, seed=seed, progress=progress
+        )
+        asked = result.recipe
+    post_trained, did = post_train(
+        model, asked, batches, level=task.level, widen_most=task.widen_most, seed=seed, progress=progress
     )
-    noted, post_trained = origin(student), f"post-training, level {task.level}: {did}"
+    noted, told = origin(post_trained), f"post-training, level {task.level}: {did}"
     assert noted is not None
     noted.recipe.save(task.folder / "recipe.yaml")
-    if task.distill is None:
-        return _Made(student, (post_trained,))
-    before = _model_outputs(freeze(student), data.test, progress)  # as its file would compute
-    student, result, warned = distilled.train(
-        task, model, noted.recipe, batches, _in_batches(data.train), seed=seed, progress=progress
+    if task.training is None:
+        return _Made(post_trained, asked, (told,))
+    before = _model_outputs(freeze(post_trained), data.test, progress)  # as its file would compute
+    if task.distill is not None:
+        student, result, warned = distilled.train(
+            task, model, noted.recipe, batches, _in_batches(data.train), seed=seed, progress=progress
+        )
+    return _Made(student, asked, (str(result), f"compared with {told}", *warned), result, before)
+
+
+def measure(
+    task: Task, model: nn.Module, calibration: Samples, test: Samples, settings: Settings, progress: bool
+) -> MeasuredCosts:
+    """What the choices of a task that searches cost in the runtime, see `lowbit.pilot.searched.measure`."""
+    return searched.measure(
+        task,
+        model,
+        _in_batches(calibration),
+        example(test, task.batch),
+        runtime=settings.runtime,
+        threads=settings.threads,
+        cache=settings.costs,
+        progress=progress,
     )
-    return _Made(student, (str(result), f"compared with {post_trained}", *warned), result, before)
+
+
+def example(data: Samples, size: int) -> Tensor:
+    """A batch of the first inputs; they are repeated where there are fewer."""
+    first = next(iter(data.batches(size)))[0]
+    return first if len(first) >= size else torch.from_numpy(np.resize(first.numpy(), (size, *first.shape[1:])))
 
 
 def _in_batches(data: Samples) -> Iterable[tuple[Tensor, Tensor | None]]:
@@ -262,19 +309,18 @@ def _in_batches(data: Samples) -> Iterable[tuple[Tensor, Tensor | None]]:
     return data.batches(max(1, min(BATCH, len(data) // 8)))
 
 
-def _distillation_row(
+def _beside_post_training(
     made: _Made, measured: tuple[str, Array, Array | None, Array, int, Path | None]
-) -> DistillationRow | None:
-    """How training went, with what it gained in the KPI's metric."""
-    if made.distillation is None or made.before is None:
-        return None
+) -> tuple[Score | None, Score | None]:
+    """The KPI's metric of the student that post-training alone makes, and what training gained over it."""
+    if made.before is None:
+        return None, None
     metric, _, labels, reference, seed, folder = measured
     post_training: Score | None = None
-    gain: Score | None = None
     with contextlib.suppress(DataError):  # an own metric may have no value for a student that collapsed
         post_training = statistics.score(metric, made.before, labels, reference, seed, folder)
-        gain = statistics.difference(*measured, baseline=made.before)
-    return distilled.row(made.distillation, post_training, gain)
+        return post_training, statistics.difference(*measured, baseline=made.before)
+    return post_training, None
 
 
 def file_outputs(path: Path, data: Samples, settings: Settings, progress: bool = True) -> Array:

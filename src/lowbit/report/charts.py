@@ -1,4 +1,4 @@
-"""The Pareto plots: what the metric costs in bytes, in BOPs and in milliseconds.
+"""The Pareto plots: what the metric costs in bytes, in BOPs and in milliseconds; and what all drawings have in common.
 
 Each plot is a Vega-Lite specification that `vl_convert` draws to SVG while the page is made. A reader gets a picture
 that needs no script, no `eval` and no network, weighs a few kB instead of the 900 kB of the Vega libraries, prints as
@@ -34,9 +34,12 @@ SHAPES = {"float": "square", "meets": "circle", "borderline": "diamond", "misses
 
 @dataclass(frozen=True)
 class Mark:
-    """A point's link and card over the drawing: its place in percent of the drawing, and what the card says."""
+    """A point's link and card over the drawing: its place in percent of the drawing, and what the card says.
 
-    index: int
+    `anchor` is where the link leads.
+    """
+
+    anchor: str
     name: str
     shape: str
     left: float
@@ -53,6 +56,59 @@ class Chart:
     svg: str
     marks: tuple[Mark, ...]
     summary: str
+
+
+def drawn(layers: list[dict[str, Any]]) -> str:
+    """The SVG of a plotting area with the given layers of a Vega-Lite specification, back to front."""
+    specification = {
+        "width": WIDTH,
+        "height": HEIGHT,
+        "padding": {"left": LEFT, "top": TOP, "right": RIGHT, "bottom": BOTTOM},
+        "autosize": "none",
+        "background": None,
+        "config": LOOK,
+        "layer": layers,
+    }
+    return str(vl_convert.vegalite_to_svg(specification))
+
+
+def encoded(field: str, axis: Axis, title: str, ticks: list[float], form: str) -> dict[str, Any]:
+    """The encoding of a field along an axis, with its ticks in Vega's number format."""
+    scale = {"type": "log" if axis.log else "linear", "domain": [axis.low, axis.high], "nice": False, "zero": False}
+    return {
+        "field": field,
+        "type": "quantitative",
+        "scale": {key: value for key, value in scale.items() if not (axis.log and key == "zero")},
+        "axis": {"title": title, "values": ticks, "format": form},
+    }
+
+
+def cost_axis(costs: Iterable[float]) -> Axis:
+    """A horizontal axis for positive costs: logarithmic where they span more than a factor of five, else from zero."""
+    found = [*costs]
+    low, high = min(found), max(found)
+    margin = (high / low) ** 0.08
+    return Axis(low / margin, high * margin, WIDTH, log=True) if high / low > 5 else Axis(0, high * 1.08, WIDTH)
+
+
+def place(x: float, y: float) -> tuple[float, float]:
+    """A point of the plotting area in percent of the drawing, from its left and top."""
+    return 100 * (LEFT + x) / (LEFT + WIDTH + RIGHT), 100 * (TOP + y) / (TOP + HEIGHT + BOTTOM)
+
+
+def texts(rows: list[dict[str, Any]], x: dict[str, Any], y: dict[str, Any]) -> list[dict[str, Any]]:
+    """Layers that write the `text` of each row in its `color`, on the side that `align` says."""
+    return [
+        layer(
+            [row for row in rows if row["align"] == align],
+            {"type": "text", "align": align, "baseline": "middle", "fontSize": FONT},
+            x=x,
+            y=y,
+            text={"field": "text"},
+            color=plain("color"),
+        )
+        for align in ("left", "center", "right")
+    ]
 
 
 def draw(run: Run) -> list[Chart]:
@@ -182,10 +238,8 @@ class _Plot:
 
     @cached_property
     def across(self) -> Axis:
-        """The cost: logarithmic where it spans more than a factor of five, else from zero."""
-        low, high = min(p.cost for p in self.points), max(p.cost for p in self.points)
-        margin = (high / low) ** 0.08
-        return Axis(low / margin, high * margin, WIDTH, log=True) if high / low > 5 else Axis(0, high * 1.08, WIDTH)
+        """The cost."""
+        return cost_axis(p.cost for p in self.points)
 
     @cached_property
     def up(self) -> Axis:
@@ -201,15 +255,14 @@ class _Plot:
         return Chart(
             title,
             self.cost.detail,
-            str(vl_convert.vegalite_to_svg(self.specification())),
+            drawn(self.layers()),
             tuple(self.mark(p) for p in self.points),
             f"Plot of {title} ({self.cost.detail}): {len(self.points)} variants. On the Pareto front: {winners}.",
         )
 
     def mark(self, point: Point) -> Mark:
-        left = 100 * (LEFT + self.across.at(point.cost)) / (LEFT + WIDTH + RIGHT)
-        top = 100 * (TOP + self.down(point.score.value)) / (TOP + HEIGHT + BOTTOM)
-        return Mark(point.index, point.trial.name, point.shape, left, top, self.facts(point))
+        left, top = place(self.across.at(point.cost), self.down(point.score.value))
+        return Mark(f"v{point.index}", point.trial.name, point.shape, left, top, self.facts(point))
 
     def facts(self, point: Point) -> tuple[tuple[str, str], ...]:
         trial = point.trial
@@ -252,29 +305,12 @@ class _Plot:
             for text, x, y, align, ink in texts
         ]
 
-    def specification(self) -> dict[str, Any]:
-        """The Vega-Lite specification, back to front: what misses, the minimum, front, intervals, points, names."""
-        x = {
-            "field": "cost",
-            "type": "quantitative",
-            "scale": {
-                "type": "log" if self.across.log else "linear",
-                "domain": [self.across.low, self.across.high],
-                "nice": False,
-            },
-            "axis": {
-                "title": self.cost.unit + (", log scale" if self.across.log else ""),
-                "values": self.across.ticks(6),
-                "format": self.cost.format,
-            },
-        }
+    def layers(self) -> list[dict[str, Any]]:
+        """Back to front: what misses, the minimum, front, intervals, points, names."""
+        across = self.cost.unit + (", log scale" if self.across.log else "")
+        x = encoded("cost", self.across, across, self.across.ticks(6), self.cost.format)
         ticks = self.up.ticks(6)
-        y = {
-            "field": "value",
-            "type": "quantitative",
-            "scale": {"domain": [self.up.low, self.up.high], "nice": False, "zero": False},
-            "axis": {"title": self.metric.title, "values": ticks, "format": f".{_decimals(ticks)}f"},
-        }
+        y = encoded("value", self.up, self.metric.title, ticks, f".{_decimals(ticks)}f")
         floor = self.up.low
         minimum = [{"value": self.minimum, "low": floor}]
         steps = [{"cost": p.cost, "value": p.score.value} for p in self.front if p.score.value >= floor]
@@ -290,49 +326,30 @@ class _Plot:
             }
             for p in self.points
         ]
-        stroke = {"stroke": _plain("color")}
-        labels = self.labels()
-        return {
-            "width": WIDTH,
-            "height": HEIGHT,
-            "padding": {"left": LEFT, "top": TOP, "right": RIGHT, "bottom": BOTTOM},
-            "autosize": "none",
-            "background": None,
-            "config": LOOK,
-            "layer": [
-                layer(minimum, {"type": "rect", "color": "var(--below)"}, y=y, y2={"field": "low"}),
-                layer(minimum, {"type": "rule", "color": "var(--limit)", "strokeDash": [4, 3]}, y=y),
-                layer(steps, {"type": "line", "color": "var(--front)", "interpolate": "step-after"}, x=x, y=y),
-                layer(
-                    rows,
-                    {"type": "rule", "strokeWidth": 1.25, "opacity": 0.6},
-                    x=x,
-                    y={**y, "field": "low"},
-                    y2={"field": "high"},
-                    color=_plain("color"),
-                ),
-                layer(
-                    rows,
-                    {"type": "point", "size": 62, "strokeWidth": 1.75, "opacity": 1},
-                    x=x,
-                    y=y,
-                    shape=_plain("shape"),
-                    fill=_plain("fill"),
-                    **stroke,
-                ),
-                *(
-                    layer(
-                        [label for label in labels if label["align"] == align],
-                        {"type": "text", "align": align, "baseline": "middle", "fontSize": FONT},
-                        x=x,
-                        y=y,
-                        text={"field": "text"},
-                        color=_plain("color"),
-                    )
-                    for align in ("left", "center", "right")
-                ),
-            ],
-        }
+        stroke = {"stroke": plain("color")}
+        return [
+            layer(minimum, {"type": "rect", "color": "var(--below)"}, y=y, y2={"field": "low"}),
+            layer(minimum, {"type": "rule", "color": "var(--limit)", "strokeDash": [4, 3]}, y=y),
+            layer(steps, {"type": "line", "color": "var(--front)", "interpolate": "step-after"}, x=x, y=y),
+            layer(
+                rows,
+                {"type": "rule", "strokeWidth": 1.25, "opacity": 0.6},
+                x=x,
+                y={**y, "field": "low"},
+                y2={"field": "high"},
+                color=plain("color"),
+            ),
+            layer(
+                rows,
+                {"type": "point", "size": 62, "strokeWidth": 1.75, "opacity": 1},
+                x=x,
+                y=y,
+                shape=plain("shape"),
+                fill=plain("fill"),
+                **stroke,
+            ),
+            *texts(self.labels(), x, y),
+        ]
 
 
 def _decimals(values: Iterable[float]) -> int:
@@ -345,7 +362,8 @@ def layer(rows: list[dict[str, Any]], mark: dict[str, Any], **encoding: dict[str
     return {"data": {"values": rows}, "mark": mark, "encoding": encoding}
 
 
-def _plain(field: str) -> dict[str, Any]:
+def plain(field: str) -> dict[str, Any]:
+    """The encoding of a field that holds what is drawn: a color, a shape, a size."""
     return {"field": field, "type": "nominal", "scale": None}
 
 

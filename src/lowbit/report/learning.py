@@ -1,4 +1,4 @@
-"""What the page says of a distilled variant: what training gained, how sure its teacher is, and two curves.
+"""What the page says of a variant that was trained: what that gained, how sure its teacher is, and two curves.
 
 The curves are drawn as the Pareto plots are (`charts`): SVG of the same width, in the page's own colors.
 """
@@ -7,20 +7,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
-import vl_convert
-
-from lowbit.pilot.record import DistillationRow, Score, TeacherRow
+from lowbit.pilot.record import DistillationRow, Score, SearchRow
 from lowbit.report import figures
-from lowbit.report.axes import Align, Axis, Box, place_label
-from lowbit.report.charts import BOTTOM, FONT, HEIGHT, LEFT, LOOK, RIGHT, TOP, WIDTH, Chart, layer
+from lowbit.report.axes import Axis, Box, place_label
+from lowbit.report.charts import FONT, HEIGHT, RIGHT, TOP, WIDTH, Chart, drawn, encoded, layer, texts
 from lowbit.report.figures import Metric
 
+Trained: TypeAlias = "DistillationRow | SearchRow"
 _MOST_POINTS = 40  # epochs with a point each; more would be a blur
 
 
-def gain(row: DistillationRow, metric: Metric) -> str:
+def gain(row: Trained, metric: Metric) -> str:
     """What training gained over post-training alone, in one sentence."""
     if row.gain is None or row.post_training is None:
         return f"What training gained over post-training alone is not known: the {metric.name} of that has no value."
@@ -43,12 +42,17 @@ def way(row: DistillationRow) -> str:
     many = f"{len(row.epochs)} epoch{'' if len(row.epochs) == 1 else 's'}"
     published = " as published" if row.exact else ""
     source = "the labels" if row.loss == "labels" else f"the float model's outputs (loss {row.loss})"
-    came = ""
-    if row.before is not None and row.after is not None:
-        before, after = (_agreement(value, row.teacher) for value in (row.before, row.after))
-        came = f" {_what_agrees(row.teacher)} on held-out inputs: {before} before training, {after} after."
     learned = f"It learned from {source} for {many} with {row.quantizer} quantizers{published}"
-    return f"{learned}; epoch {row.best} was kept.{came}"
+    return f"{learned}; epoch {row.best} was kept. {came(row)}".rstrip()
+
+
+def came(row: Trained) -> str:
+    """How close to the teacher the student was before training, and how close it came."""
+    if row.before is None or row.after is None:
+        return ""
+    what = "Same prediction as the teacher" if of_classes(row) else "Closeness to the teacher's outputs (1 at best)"
+    before, after = (agreement(value, row) for value in (row.before, row.after))
+    return f"{what} on held-out inputs: {before} before training, {after} after."
 
 
 def teacher(row: DistillationRow) -> str:
@@ -56,7 +60,7 @@ def teacher(row: DistillationRow) -> str:
     found, facts = row.teacher, []
     if found.confidence is not None:
         facts.append(f"its largest class probability is {figures.percent(found.confidence)} on average")
-    facts.append(f"under augmentation it agrees with itself by {_agreement(found.agreement, found)}")
+    facts.append(f"under augmentation it agrees with itself by {agreement(found.agreement, row)}")
     if found.accuracy is not None:
         facts.append(f"it predicts {figures.percent(found.accuracy)} of the labels")
     return f"The teacher is the float model: {figures.names(facts)}, on held-out inputs."
@@ -72,23 +76,25 @@ def bounds(low: float, high: float) -> str:
     return f"{figures.significant(low)} to {figures.significant(high)}"
 
 
-def _of_classes(found: TeacherRow) -> bool:
+def of_classes(row: Trained) -> bool:
     """Whether outputs are class scores, so that agreement is a share of predictions."""
-    return found.confidence is not None
+    return row.classes if isinstance(row, SearchRow) else row.teacher.confidence is not None
 
 
-def _what_agrees(found: TeacherRow) -> str:
-    return "Same prediction as the teacher" if _of_classes(found) else "Closeness to the teacher's outputs (1 at best)"
+def agreement(value: float, row: Trained) -> str:
+    """Agreement with the teacher, as a share where it is one."""
+    return figures.percent(value) if of_classes(row) else figures.significant(value)
 
 
-def _agreement(value: float, found: TeacherRow) -> str:
-    return figures.percent(value) if _of_classes(found) else figures.significant(value)
+def agreement_unit(row: Trained) -> str:
+    """What an axis of agreement is in."""
+    return "%" if of_classes(row) else "1 less relative squared error"
 
 
 # The curves
 
 
-def curves(row: DistillationRow) -> list[Chart]:
+def curves(row: Trained) -> list[Chart]:
     """Training loss by epoch, and the score on held-out inputs by epoch, where there are such figures."""
     plots = [_loss(row), _score(row)]
     return [plot.chart() for plot in plots if any(epoch for epoch, _ in plot.points)]
@@ -107,8 +113,7 @@ class _Curve:
     summary: str
 
     def chart(self) -> Chart:
-        svg = str(vl_convert.vegalite_to_svg(self.specification()))
-        return Chart(self.title, self.detail, svg, (), self.summary)
+        return Chart(self.title, self.detail, drawn(self.layers()), (), self.summary)
 
     @property
     def across(self) -> Axis:
@@ -141,88 +146,71 @@ class _Curve:
                 x, y = self.across.at(epoch), HEIGHT - self.up.at(value)
                 label = place_label(text, x, y, within=within, taken=taken, size=FONT)
                 place = {"epoch": self.across.back(label.x), "value": self.up.back(HEIGHT - label.y)}
-                return [{**place, "text": text, "align": label.align}]
+                return [{**place, "text": text, "align": label.align, "color": "var(--ink)"}]
         return []
 
-    def specification(self) -> dict[str, Any]:
-        """The Vega-Lite specification, back to front: the line, its points, and the name of the kept one."""
-        x = _encoded("epoch", self.across, "epoch", [t for t in self.across.ticks(7) if t == int(t)], "d")
-        small = self.up.high < 1e-3  # whose zeros would not fit beside the axis
-        y = _encoded("value", self.up, self.unit, self.up.ticks(6), "~e" if small else ",~r")
+    def layers(self) -> list[dict[str, Any]]:
+        """Back to front: the line, its points, and the name of the kept one."""
+        x = encoded("epoch", self.across, "epoch", [t for t in self.across.ticks(7) if t == int(t)], "d")
+        y = encoded("value", self.up, self.unit, self.up.ticks(6), tick_format(self.up))
         line = [{"epoch": epoch, "value": value} for epoch, value in self.points]
-        labels = self.labels()
-        align: Align = labels[0]["align"] if labels else "left"
-        text = {"type": "text", "align": align, "baseline": "middle", "fontSize": FONT, "color": "var(--ink)"}
         point = {"type": "point", "stroke": "var(--front)", "strokeWidth": 1.75, "opacity": 1}
-        plain = {name: {"field": name, "type": "quantitative", "scale": None} for name in ("size", "fill")}
-        plain["fill"]["type"] = "nominal"
-        return {
-            "width": WIDTH,
-            "height": HEIGHT,
-            "padding": {"left": LEFT, "top": TOP, "right": RIGHT, "bottom": BOTTOM},
-            "autosize": "none",
-            "background": None,
-            "config": LOOK,
-            "layer": [
-                layer(line, {"type": "line", "color": "var(--front)"}, x=x, y=y),
-                layer(self.rows(), point, x=x, y=y, **plain),
-                layer(labels, text, x=x, y=y, text={"field": "text"}),
-            ],
-        }
+        as_it_is = {name: {"field": name, "type": "quantitative", "scale": None} for name in ("size", "fill")}
+        as_it_is["fill"]["type"] = "nominal"
+        return [
+            layer(line, {"type": "line", "color": "var(--front)"}, x=x, y=y),
+            layer(self.rows(), point, x=x, y=y, **as_it_is),
+            *texts(self.labels(), x, y),
+        ]
 
 
-def _encoded(field: str, axis: Axis, title: str, ticks: list[float], form: str) -> dict[str, Any]:
-    scale = {"type": "log" if axis.log else "linear", "domain": [axis.low, axis.high], "nice": False, "zero": False}
-    return {
-        "field": field,
-        "type": "quantitative",
-        "scale": {key: value for key, value in scale.items() if not (axis.log and key == "zero")},
-        "axis": {"title": title, "values": ticks, "format": form},
-    }
+def tick_format(axis: Axis) -> str:
+    """Vega's number format for an axis: with exponents where zeros would not fit beside it."""
+    return "~e" if axis.high < 1e-3 else ",~r"
 
 
-def _loss(row: DistillationRow) -> _Curve:
+def _loss(row: Trained) -> _Curve:
     points = tuple((e.number, e.loss) for e in row.epochs if math.isfinite(e.loss))
     what = "the labels" if row.loss == "labels" else "the float model's outputs"
     ends = [f"{figures.significant(value)} in epoch {epoch}" for epoch, value in (*points[:1], *points[1:][-1:])]
-    values = [value for _, value in points]
-    log = bool(values) and min(values) > 0 and max(values) > 5 * min(values)
-    unit = f"loss ({row.loss}){', log scale' if log else ''}"
+    axis = loss_axis([value for _, value in points])
+    unit = f"loss ({row.loss}){', log scale' if axis.log else ''}"
     summary = f"Plot of training loss by epoch: {figures.names(ends)}."
-    return _Curve("training loss", f"against {what}", unit, points, _loss_axis(values, log), row.best, summary)
+    return _Curve("training loss", f"against {what}", unit, points, axis, row.best, summary)
 
 
-def _loss_axis(values: list[float], log: bool) -> Axis:
+def loss_axis(values: list[float]) -> Axis:
     """From zero, or where the loss spans more than a factor of five, logarithmic."""
     low, high = min(values, default=0.0), max(values, default=1.0)
-    if log:
+    if low > 0 and high > 5 * low:
         margin = (high / low) ** 0.08
         return Axis(low / margin, high * margin, HEIGHT, log=True)
     return Axis(min(0.0, low), high * 1.08 if high > 0 else 1.0, HEIGHT)
 
 
-def _score(row: DistillationRow) -> _Curve:
+def _score(row: Trained) -> _Curve:
     """Agreement with the teacher; where labels were learned, accuracy on them."""
     on_labels = row.loss == "labels"
-    scale = 100.0 if _of_classes(row.teacher) else 1.0
+    scale = 100.0 if of_classes(row) else 1.0
     found = [(e.number, e.agreement) for e in row.epochs]
     if not on_labels:
         found.insert(0, (0, row.before))
     points = tuple((epoch, scale * value) for epoch, value in found if value is not None and math.isfinite(value))
     title = "accuracy on held-out labels" if on_labels else "agreement with the teacher"
     told = [
-        f"{_agreement(value / scale, row.teacher)} {f'in epoch {epoch}' if epoch else 'before training'}"
+        f"{agreement(value / scale, row)} {f'in epoch {epoch}' if epoch else 'before training'}"
         + (", which was kept" if epoch == row.best else "")
         for epoch, value in points
         if epoch in (points[0][0], row.best, points[-1][0])
     ]
     detail = "held-out inputs" if on_labels else "held-out inputs; epoch 0 is before training"
-    unit = {True: "%", False: "1 less relative squared error"}[_of_classes(row.teacher)]
-    axis = _score_axis([value for _, value in points], of_classes=_of_classes(row.teacher))
-    return _Curve(title, detail, unit, points, axis, row.best, f"Plot of {title} by epoch: {figures.names(told)}.")
+    axis = score_axis([value for _, value in points], of_classes=of_classes(row))
+    return _Curve(
+        title, detail, agreement_unit(row), points, axis, row.best, f"Plot of {title} by epoch: {figures.names(told)}."
+    )
 
 
-def _score_axis(values: list[float], *, of_classes: bool) -> Axis:
+def score_axis(values: list[float], *, of_classes: bool) -> Axis:
     """From just below the lowest to just above the highest; shares stay shares."""
     low, high = min(values, default=0.0), max(values, default=1.0)
     margin = 0.08 * (high - low) or 0.02 * abs(high) or 1.0

@@ -24,7 +24,7 @@ from markupsafe import Markup, escape
 
 from lowbit import __version__
 from lowbit.pilot.record import LatencyRow, Run, Trial, Verdict
-from lowbit.report import charts, figures, learning
+from lowbit.report import charts, figures, learning, searching
 from lowbit.report.figures import Metric
 
 VERDICTS: dict[Verdict, str] = {
@@ -170,12 +170,29 @@ def _environment() -> Environment:
         "teacher": learning.teacher,
         "learns_delta": learning.learns_delta,
         "curves": learning.curves,
+        "search_way": searching.way,
+        "search_spent": searching.spent,
+        "search_training": searching.training,
+        "beside_uniform": searching.beside_uniform,
+        "members": searching.members,
+        "number": searching.number,
+        "points": searching.points,
         "significant": figures.significant,
         "yaml": _yaml,
         "keep": _keep,
         "drawing": _drawing,
     }
-    environment.globals |= {"ratio": figures.ratio, "bounds": learning.bounds}
+    environment.globals |= {
+        "ratio": figures.ratio,
+        "agreement": learning.agreement,
+        "bounds": learning.bounds,
+        "cost": searching.cost,
+        "cost_name": searching.cost_name,
+        "fronts": searching.fronts,
+        "moved": searching.moved,
+        "moves": searching.strip,
+        "shade": searching.shade,
+    }
     return environment
 
 

@@ -1,0 +1,173 @@
+"""The part of a trial that searches: formats for each layer within a budget, a student that has them, and its record.
+
+What every choice of formats costs is measured on the pilot's runtime first, so that a budget can be milliseconds or
+bytes of the file, and so that choices which the runtime cannot run are left out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from lowbit.batches import Batch, Batches
+from lowbit.costs import MeasuredCosts
+from lowbit.export.measured import measure_formats
+from lowbit.export.runtime import RuntimeName
+from lowbit.granularity import parse_granularity
+from lowbit.methods.search.explore import Sample
+from lowbit.methods.search.judge import Point
+from lowbit.methods.search.run import Search, search
+from lowbit.methods.search.space import space_of
+from lowbit.pilot.record import PointRow, ReasonRow, Score, SearchRow
+from lowbit.pilot.trained import epoch_rows, finite, prepared, warnings_kept
+from lowbit.recipe import Rule
+from lowbit.training.keeping import Epoch
+
+if TYPE_CHECKING:
+    from lowbit.pilot.trial import Task
+
+_WINDOWS = 20  # of the samples, to show how the policy moved
+_MEASURED = ("latency", "file")  # budgets that a runtime decides
+
+
+def measure(
+    task: Task,
+    model: nn.Module,
+    calibration: Batches,
+    example: Batch,
+    *,
+    runtime: RuntimeName,
+    threads: int,
+    cache: Path | None,
+    progress: bool,
+) -> MeasuredCosts:
+    """What the layers that the task searches cost in each choice, in the runtime; read from `cache` if it is known.
+
+    Raises:
+        LowbitError: a choice or a layer does not exist, or the runtime can run none of the choices.
+    """
+    assert task.search is not None
+    assert task.recipe is not None
+    grouping, rule = task.search.grouping, _rule(task)
+    space = space_of(model, task.search.choices, recipe=task.recipe, rule=rule, granularity=grouping)
+    return measure_formats(
+        model,
+        {str(choice): space.recipe_of(space.uniform(choice)) for choice in space.choices},
+        space.layers,
+        calibration,
+        example,
+        runtime=runtime,
+        threads=threads,
+        opset=task.opset,
+        cache=cache,
+        progress=progress,
+    )
+
+
+def train(
+    task: Task, model: nn.Module, training: Batches, costs: MeasuredCosts, *, seed: int, progress: bool
+) -> tuple[nn.Module, Search, list[str]]:
+    """A student of `model` whose formats were searched as the task says; how that went, and what is to be told.
+
+    Raises:
+        LowbitError: an option does not fit the model, a budget cannot be met, or training went astray.
+    """
+    assert task.search is not None
+    assert task.recipe is not None
+    with warnings_kept() as told:
+        student, result = search(
+            model,
+            training,
+            task.search.choices,
+            task.search.budgets,
+            recipe=task.recipe,
+            rule=_rule(task),
+            granularity=task.search.grouping,
+            **task.search.options("choices", "budget", "granularity"),
+            augment=task.search.augment(task.black),
+            measured_costs=costs,
+            folder=prepared(task, _fingerprint(task, costs)),
+            seed=seed,
+            progress=progress,
+        )
+    left_out = [f"{choice} is left out of the search: {reason}" for choice, reason in result.refused.items()]
+    return student, result, [*left_out, *told]
+
+
+def _rule(task: Task) -> Rule:
+    return Rule(granularity=parse_granularity(task.granularity))
+
+
+def _fingerprint(task: Task, costs: MeasuredCosts) -> str:
+    """Of the training: where times decide, those of another machine begin another search."""
+    assert task.search is not None
+    if not any(budget.cost in _MEASURED for budget in task.search.budget):
+        return task.fingerprint
+    content = json.dumps(asdict(costs), sort_keys=True)
+    return f"{task.fingerprint} {hashlib.sha256(content.encode()).hexdigest()[:16]}"
+
+
+def row(task: Task, result: Search, post_training: Score | None, gain: Score | None) -> SearchRow:
+    """The record of a search, in plain fields."""
+    assert task.search is not None
+    first = [members[0] for members in result.layers]
+
+    def point(one: Point) -> PointRow:
+        chosen = tuple(one.choices[layer] for layer in first)
+        predicted, loss, agreement = map(finite, (one.predicted, one.loss, one.agreement))
+        return PointRow(
+            one.name,
+            chosen,
+            {str(name): spent for name, spent in one.costs.items()},
+            one.fits,
+            predicted,
+            loss,
+            agreement,
+        )
+
+    return SearchRow(
+        result.by,
+        task.search.loss,
+        task.search.loss in ("kl", "labels"),
+        result.choices,
+        dict(result.refused),
+        result.layers,
+        {str(name): most for name, most in result.budgets.items()},
+        result.sensitivities,
+        len(result.samples),
+        movement(result.samples, len(result.layers), len(result.choices)),
+        tuple(ReasonRow(r.layers, r.choice, r.share, r.sentence) for r in result.reasons),
+        point(result.found),
+        tuple(map(point, result.candidates)),
+        tuple(map(point, result.front)),
+        epoch_rows(result.epochs),
+        _best(result.epochs),
+        finite(result.before),
+        finite(result.after),
+        post_training,
+        gain,
+    )
+
+
+def movement(samples: Sequence[Sample], decisions: int, choices: int) -> tuple[tuple[tuple[float, ...], ...], ...]:
+    """The share of each choice in each decision, `[windows][decisions][choices]`, of the samples in order."""
+    many = min(_WINDOWS, len(samples))
+    if not many:
+        return ()
+    chosen = torch.tensor([sample.assignment for sample in samples]).reshape(len(samples), decisions)
+    shares = [window.float().mean(0) for window in F.one_hot(chosen, choices).tensor_split(many)]
+    return tuple(tuple(tuple(round(s, 3) for s in row) for row in window.tolist()) for window in shares)
+
+
+def _best(epochs: Sequence[Epoch]) -> int:
+    """The number of the epoch that was kept: of the best scores the last; 0 if none was trained."""
+    scores: Mapping[int, float] = {e.number: -1e9 if (score := finite(e.score)) is None else score for e in epochs}
+    return max(scores, key=lambda number: (scores[number], number), default=0)

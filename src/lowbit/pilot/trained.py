@@ -1,0 +1,79 @@
+"""What trials that train have in common: a folder of checkpoints, warnings that become notes, records of epochs.
+
+Training keeps its checkpoints in a folder of the trial's, and goes on there when the pilot was killed, or when what
+came after it failed and is tried again. Once the trial is finished only the logs of the training are left.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import shutil
+import warnings
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lowbit import files
+from lowbit.errors import TrainingWarning
+from lowbit.pilot.record import EpochRow
+from lowbit.training.keeping import Epoch
+
+if TYPE_CHECKING:
+    from lowbit.pilot.trial import Task
+
+_LOGS = ("log.jsonl", "samples.jsonl")
+_FINGERPRINT = "fingerprint"  # of what the checkpoints are of
+
+
+def prepared(task: Task, fingerprint: str) -> Path:
+    """The folder to train in: with the checkpoints of the same training if there are some, else empty."""
+    folder = _folder(task)
+    marker = folder / _FINGERPRINT
+    if not marker.exists() or files.read_text(marker) != fingerprint:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        files.write_text(marker, fingerprint)
+    for stale in folder.rglob(".*.????????.*"):  # what a kill left of `files.replacing`
+        stale.unlink()
+    return folder
+
+
+def tidy(task: Task) -> None:
+    """Leave nothing but the logs of a training that is not needed any more, and nothing at all of an earlier variant's.
+
+    A kill before this leaves checkpoints, which harm nothing.
+    """
+    if task.training is None:
+        shutil.rmtree(_folder(task), ignore_errors=True)
+    for path in [*_folder(task).rglob("*")]:
+        if path.is_file() and path.name not in _LOGS:
+            path.unlink()
+
+
+@contextlib.contextmanager
+def warnings_kept() -> Iterator[list[str]]:
+    """Collect what training warns of within the block; all other warnings go on."""
+    told: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", TrainingWarning)
+        yield told
+    for one in caught:
+        if issubclass(one.category, TrainingWarning):
+            told.append(str(one.message))
+        else:
+            warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
+
+
+def epoch_rows(epochs: Iterable[Epoch]) -> tuple[EpochRow, ...]:
+    """The record of epochs."""
+    return tuple(EpochRow(e.number, e.loss, finite(e.score), e.rate, e.seconds) for e in epochs)
+
+
+def finite(value: float | None) -> float | None:
+    """The value as JSON can hold it."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _folder(task: Task) -> Path:
+    return task.folder / "training"
