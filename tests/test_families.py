@@ -104,7 +104,7 @@ def test_absmax_follows_each_tensor_that_comes() -> None:
         layer.layer.get_parameter("weight").mul_(3)
     families.settle(student)
     assert torch.equal(weight.scale, weight.absmax_scale(layer.layer.get_parameter("weight")))
-    assert not (weight.follows or signed.follows or unsigned.follows)
+    assert not any(quantizer.follows for quantizer in (weight, signed, unsigned))
 
 
 # Gradients in closed form: of the quantizer alone, off ties

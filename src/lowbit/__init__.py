@@ -40,6 +40,11 @@ if TYPE_CHECKING:
     from lowbit.methods.distillation.run import Distillation as Distillation
     from lowbit.methods.distillation.run import distill as distill
     from lowbit.methods.distillation.teacher import check_teacher as check_teacher
+    from lowbit.methods.search.architecture.elastic import ElasticMobileNet as ElasticMobileNet
+    from lowbit.methods.search.architecture.plan import Plan as Plan
+    from lowbit.methods.search.architecture.plan import Stage as Stage
+    from lowbit.methods.search.architecture.run import JointSearch as JointSearch
+    from lowbit.methods.search.architecture.run import search_architecture as search_architecture
     from lowbit.methods.search.policy import Controller as Controller
     from lowbit.methods.search.prices import Budget as Budget
     from lowbit.methods.search.run import Search as Search
@@ -73,6 +78,9 @@ _HOMES = {
     "lowbit.granularity": ("PerChannel", "PerGroup", "PerTensor"),
     "lowbit.methods.distillation.run": ("Distillation", "distill"),
     "lowbit.methods.distillation.teacher": ("check_teacher",),
+    "lowbit.methods.search.architecture.elastic": ("ElasticMobileNet",),
+    "lowbit.methods.search.architecture.plan": ("Plan", "Stage"),
+    "lowbit.methods.search.architecture.run": ("JointSearch", "search_architecture"),
     "lowbit.methods.search.policy": ("Controller",),
     "lowbit.methods.search.prices": ("Budget",),
     "lowbit.methods.search.run": ("Search", "search"),

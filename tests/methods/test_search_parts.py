@@ -335,10 +335,12 @@ def test_the_surrogate_corrects_wrong_sensitivities_within_the_budget() -> None:
             return float(theta[torch.arange(6), torch.tensor(assignment)].sum())
 
         for step in range(200):
-            drawn = guide.propose(torch.Generator().manual_seed(step))
+            drawn = guide.draw(torch.Generator().manual_seed(step))
             assert limits[0].holds(drawn)
             drift = -0.004 * step
-            guide.observe(drawn, math.exp(loss(drawn) + drift + 0.05 * float(torch.randn((), generator=noise))))
+            guide.learn(
+                [drawn], [math.exp(loss(drawn) + drift + 0.05 * float(torch.randn((), generator=noise)))], [1.0]
+            )
         best = loss(knapsack.solve(theta.tolist(), limits))
         gaps.append((loss(start) - best, loss(guide.best()) - best))
     wrong, corrected = (sum(gap) for gap in zip(*gaps, strict=True))
@@ -351,14 +353,14 @@ def test_a_surrogate_goes_on_from_its_state() -> None:
     table = tuple(tuple(row) for row in theta.tolist())
     start = knapsack.solve(table, limits)
     one, other = (Surrogate(table, start, limits) for _ in range(2))
-    one.observe(start, 0.3)
+    one.learn([start], [0.3], [1.0])
     other.load_state_dict(one.state_dict())
     for guide in (one, other):
-        guide.observe((0,) * 6, 0.7)
+        guide.learn([(0,) * 6], [0.7], [1.0])
     assert torch.equal(one.mean, other.mean)
-    assert one.propose(torch.Generator().manual_seed(3)) == other.propose(torch.Generator().manual_seed(3))
+    assert one.draw(torch.Generator().manual_seed(3)) == other.draw(torch.Generator().manual_seed(3))
     with pytest.raises(TrainingError, match="the loss of an assignment is inf"):
-        one.observe(start, math.inf)
+        one.learn([start], [math.inf], [1.0])
 
 
 # Reasons
@@ -371,10 +373,27 @@ def test_reasons_name_what_else_was_possible() -> None:
     assert knapsack.solve(losses, [limit]) == found
     first, second, third = reasons_of(space(), found, losses, [limit])
     assert first.choice == "int2"
-    assert "int4 would take 14 % of the budget and change the loss by -12 %" in first.sentence
-    assert "would save" not in first.sentence
-    assert "int4 would save 57 % of the budget and change the loss by +7.2e+02 %" in second.sentence
+    assert "int4 instead would be +14 % of the bops budget and -12 % of the loss;" in first.sentence
+    assert "budget and +" not in first.sentence
+    assert "int4 instead would be -57 % of the bops budget and +725 % of the loss;" in second.sentence
     assert second.share == pytest.approx(64 / 84)
-    assert "int2 would save" in third.sentence
-    assert "int8 would take" in third.sentence
-    assert "elsewhere" in third.sentence
+    assert "int2 instead" in third.sentence
+    assert "int8 instead" in third.sentence
+    assert third.sentence.endswith("elsewhere a percent of bops is worth 14 % of the loss.")
+
+
+def test_reasons_tell_what_every_budget_would_say() -> None:
+    bops = Limit(Prices("bops", ((4.0, 16.0, 64.0),) * 3, 0.0), 84.0)
+    size = Limit(Prices("bytes", ((2.0, 4.0, 8.0),) * 3, 10.0), 30.0)
+    reason, *_ = reasons_of(space(), (1, 1, 1), [[0.3, 0.2, 0.1]] * 3, [bops, size])
+    told = "int2 instead would be -14 % of the bops budget, -6.7 % of the bytes budget and +17 % of the loss"
+    assert told in reason.sentence
+
+
+def test_dearer_choices_are_no_worse_than_cheaper_ones() -> None:
+    theta, limits = problem()
+    guide = Surrogate(tuple(map(tuple, theta.tolist())), (1,) * 6, limits)
+    for row in guide._ordered(theta.flip(1)):  # as if more bits were worse
+        assert row[0] >= row[1] >= row[2]
+    falling = theta.cummin(1).values - torch.tensor([0.0, 0.1, 0.2])
+    assert torch.allclose(torch.tensor(guide._ordered(falling)), falling.float())

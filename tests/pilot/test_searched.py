@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 import shutil
@@ -35,7 +34,6 @@ from lowbit.pilot.spec import SearchSpec, load_spec
 from lowbit.pilot.trial import Task
 from lowbit.report.page import render
 from lowbit.training import loop
-from lowbit.training.keeping import Epoch
 from lowbit.training.samples import Augment
 
 NETWORK = """
@@ -463,13 +461,3 @@ def test_movement_is_the_share_of_each_choice_in_windows_of_the_samples() -> Non
         tuple(tuple(float(i == chosen) for i in range(3)) for chosen in one.assignment) for one in samples[:3]
     )
     assert searched.movement([], 2, 2) == ()
-
-
-def test_best_epoch_is_the_last_of_the_best() -> None:
-    def best(*scores: float | None) -> int:
-        return searched._best([Epoch(i, 1.0, score, 0.1, 1.0) for i, score in enumerate(scores, 1)])
-
-    assert best() == 0
-    assert best(0.5, 0.9, 0.9, 0.8) == 3
-    assert best(-0.5, math.nan) == 1
-    assert best(None, None) == 2

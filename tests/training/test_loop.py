@@ -659,7 +659,7 @@ def test_loss_that_is_not_finite(keeps: bool, tmp_path: Path) -> None:
 def test_weights_that_are_not_finite(tmp_path: Path) -> None:
     model = network()
 
-    def spoil() -> None:
+    def spoil(_: Tensor) -> None:
         model[0].get_parameter("weight").fill_(float("inf"))
 
     with pytest.raises(TrainingError, match=r"weights are not finite .* of the start\)"):

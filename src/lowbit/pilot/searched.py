@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,7 +29,6 @@ from lowbit.methods.search.space import space_of
 from lowbit.pilot.record import PointRow, ReasonRow, Score, SearchRow
 from lowbit.pilot.trained import epoch_rows, finite, prepared, warnings_kept
 from lowbit.recipe import Rule
-from lowbit.training.keeping import Epoch
 
 if TYPE_CHECKING:
     from lowbit.pilot.trial import Task
@@ -149,7 +148,7 @@ def row(task: Task, result: Search, post_training: Score | None, gain: Score | N
         tuple(map(point, result.candidates)),
         tuple(map(point, result.front)),
         epoch_rows(result.epochs),
-        _best(result.epochs),
+        result.best,
         finite(result.before),
         finite(result.after),
         post_training,
@@ -165,9 +164,3 @@ def movement(samples: Sequence[Sample], decisions: int, choices: int) -> tuple[t
     chosen = torch.tensor([sample.assignment for sample in samples]).reshape(len(samples), decisions)
     shares = [window.float().mean(0) for window in F.one_hot(chosen, choices).tensor_split(many)]
     return tuple(tuple(tuple(round(s, 3) for s in row) for row in window.tolist()) for window in shares)
-
-
-def _best(epochs: Sequence[Epoch]) -> int:
-    """The number of the epoch that was kept: of the best scores the last; 0 if none was trained."""
-    scores: Mapping[int, float] = {e.number: -1e9 if (score := finite(e.score)) is None else score for e in epochs}
-    return max(scores, key=lambda number: (scores[number], number), default=0)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
 
-from lowbit.batches import Batch, Batches, call, inputs_of, labels_of, mapped, output_tensor
+from lowbit.batches import Batch, Batches, call, inputs_of, labels_of, mapped, output_tensor, size_of
 from lowbit.errors import DataError, RecipeError
-from lowbit.training.samples import Shuffled
+from lowbit.training.processes import training_device
+from lowbit.training.samples import Augment, Shuffled, seed_of
 
 HELD_OUT = 16  # every so many batches
 _TARGET = "teacher outputs"  # beside the inputs, where they are cached
@@ -49,6 +51,25 @@ def _split(
             f"got {len(given)} batches and none to hold out; give at least 2, or held_out=[...] to choose the epoch by"
         )
     return Shuffled(given, batch_size, seed=seed), held
+
+
+def first_of(batches: Batches, samples: int) -> list[Batch]:
+    """The first batches, until they hold so many samples."""
+    taken: list[Batch] = []
+    for batch in batches:
+        taken.append(batch)
+        if sum(map(size_of, taken)) >= samples:
+            break
+    return taken
+
+
+def as_trained(train: Callable[[int], Batches], augment: Augment | None, seed: int, count: int = 8) -> list[Batch]:
+    """The first `count` batches as training sees them: augmented, on the device it runs on."""
+    device, generator = training_device(), torch.Generator()
+    batches = [mapped(batch, lambda tensor: tensor.to(device)) for batch in islice(train(1), count)]
+    if augment is None:
+        return batches
+    return [augment(b, generator.manual_seed(seed_of(seed, number))) for number, b in enumerate(batches)]
 
 
 def with_targets(train: Callable[[int], Batches], teacher: nn.Module) -> Shuffled:

@@ -20,10 +20,11 @@ LossName = Literal["kl", "mse", "cosine", "labels"]
 
 
 class Objective:
-    """The loss of a batch and the score of a student, both against one teacher.
+    """The loss of a batch and the score of a student, both against one teacher, or against labels alone.
 
     Args:
-        student, teacher: on one device; the teacher in eval mode.
+        student, teacher: on one device; the teacher in eval mode. Without one the loss is ``labels``, and agreement is
+            with the labels too.
         loss: see `distill`; ``kl`` and ``labels`` take outputs as class scores, the others do not.
         temperature: of ``kl``.
         features: names of layers whose inputs are matched too.
@@ -31,7 +32,7 @@ class Objective:
 
     Raises:
         TrainingError: student and teacher return different shapes.
-        RecipeError: outputs that the loss cannot compare.
+        RecipeError: outputs that the loss cannot compare, or a loss that needs a teacher.
         DataError: held-out labels that are missing or do not fit, for ``labels``.
         LayerError: a name in `features` is no layer of both.
     """
@@ -39,7 +40,7 @@ class Objective:
     def __init__(
         self,
         student: nn.Module,
-        teacher: nn.Module,
+        teacher: nn.Module | None,
         loss: LossName,
         temperature: float,
         features: tuple[str, ...],
@@ -47,6 +48,12 @@ class Objective:
     ) -> None:
         self.teacher, self.kind, self.temperature, self.features, self.held = teacher, loss, temperature, features, held
         self.classes = loss in ("kl", "labels")
+        self.variances: dict[str, float] = {}
+        if teacher is None:
+            if loss != "labels" or features:
+                raise RecipeError(f"loss {loss!r} with features {features} needs a teacher; give one, or use 'labels'")
+            self.targets = [_scores(batch, out) for batch, out in zip(held, outputs_of(student, held), strict=True)]
+            return
         for model in (student, teacher):
             for name in features:
                 _layer(model, name)
@@ -81,6 +88,7 @@ class Objective:
         return self._distance(model, *without_target(batch))
 
     def _distance(self, model: nn.Module, batch: Batch, target: Tensor | None) -> Tensor:
+        assert self.teacher is not None  # without one the loss is labels
         with _Inputs(model, self.features) as read, _Inputs(self.teacher, self.features) as wanted:
             output = output_tensor(call(model, batch)).float()
             if target is None:
@@ -103,8 +111,21 @@ class Objective:
         return accuracy_of(outputs_of(model, self.held), labels) if labels else self.agreement(model)
 
     def agreement(self, model: nn.Module) -> float:
-        """How well held-out outputs agree with the teacher's, 1 at best."""
+        """How well held-out outputs agree with the teacher's, 1 at best; without a teacher, with the labels."""
         return agreement_of(outputs_of(model, self.held), self.targets, classes=self.classes)
+
+
+def _scores(batch: Batch, output: Tensor) -> Tensor:
+    """The labels of a batch as class scores in the shape of `output`: 1 for the label, 0 for others.
+
+    Raises:
+        DataError: they are missing or do not fit.
+        RecipeError: the outputs are no class scores.
+    """
+    if not are_classes(output):
+        raise RecipeError(f"loss 'labels' takes class scores [N, C, ...], the network returns {list(output.shape)}")
+    labels = check_labels(batch, output).to(output.device).long()
+    return torch.zeros_like(output).scatter_(1, labels.unsqueeze(1), 1.0)
 
 
 def check_labels(batch: Batch, output: Tensor) -> Tensor:

@@ -139,13 +139,14 @@ def _whole_batch_norm(norm: _BatchNorm, x: Tensor) -> Tensor:
     if norm.running_mean is not None and norm.running_var is not None and norm.num_batches_tracked is not None:
         norm.num_batches_tracked.add_(1)
         share = 1 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
-        norm.running_mean.lerp_(mean.detach(), share)
-        norm.running_var.lerp_(variance.detach() * count / (count - 1).clamp(min=1), share)
+        channels = x.shape[1]  # all, but in a network whose widths are searched
+        norm.running_mean[:channels].lerp_(mean.detach(), share)
+        norm.running_var[:channels].lerp_(variance.detach() * count / (count - 1).clamp(min=1), share)
     result = centered * torch.rsqrt(variance + norm.eps).reshape(shape)
     if norm.weight is not None:
-        result = result * norm.weight.reshape(shape)
+        result = result * norm.weight[: x.shape[1]].reshape(shape)
     if norm.bias is not None:
-        result = result + norm.bias.reshape(shape)
+        result = result + norm.bias[: x.shape[1]].reshape(shape)
     return result.to(x.dtype)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -95,8 +95,8 @@ def known_by(student: nn.Module, targets: list[Tensor], train: Callable[[int], B
     return {
         "recipe": noted.recipe.fingerprint if noted else "",
         "calibration": noted.calibration_hash if noted else "",
-        "teacher": _hash(targets),
-        "training data": _hash([*args, *kwargs.values()]),
+        "teacher": hash_of(targets),
+        "training data": hash_of([*args, *kwargs.values()]),
     }
 
 
@@ -127,7 +127,8 @@ def let_learn(student: nn.Module) -> None:
             parameter.requires_grad_(True)
 
 
-def _hash(tensors: Sequence[Tensor]) -> str:
+def hash_of(tensors: Iterable[Tensor]) -> str:
+    """What tensors are known by."""
     digest = hashlib.sha256()
     for tensor in tensors:
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())

@@ -25,38 +25,46 @@ class Reason:
 
 
 def reasons_of(space: Space, found: Assignment, losses: Losses, limits: Sequence[Limit]) -> tuple[Reason, ...]:
-    """Why each decision of an assignment is as it is, by the losses that chose it.
+    """Why each decision of an assignment is as it is, by the losses that proposed assignments.
 
     Each choice is held against the cheaper one that would cost least for what it saves, and the dearer one that would
-    gain most for what it takes; and both against what a percent of the budget is worth elsewhere.
+    gain most for what it takes; and both against what a percent of the first budget is worth in all other decisions.
     """
-    limit, percent = limits[0], limits[0].most / 100
     whole = sum(row[chosen] for row, chosen in zip(losses, found, strict=True)) / 100 or 1.0
-    worth = _worth(losses, limits) * percent / whole
+    worth = _signed(_worth(losses, limits) * limits[0].most / 100 / whole).lstrip("+")
     reasons = []
-    for decision, chosen, row, costs in zip(space.decisions, found, losses, limit.prices.table, strict=True):
-        others = {c: ((costs[c] - costs[chosen]) / percent, (row[c] - row[chosen]) / whole) for c in range(len(row))}
-        cheaper = {c: lost / -spent for c, (spent, lost) in others.items() if spent < 0}
-        dearer = {c: -lost / spent for c, (spent, lost) in others.items() if spent > 0 and lost < 0}
+    for number, (decision, chosen) in enumerate(zip(space.decisions, found, strict=True)):
+        tables = [limit.prices.table[number] for limit in limits]
+        percents = [limit.most / 100 for limit in limits]
+        spent = [
+            [(c - table[chosen]) / percent for c in table] for table, percent in zip(tables, percents, strict=True)
+        ]
+        lost = [(loss - losses[number][chosen]) / whole for loss in losses[number]]
+        cheaper = [c for c in range(len(lost)) if spent[0][c] < 0]
+        dearer = [c for c in range(len(lost)) if spent[0][c] > 0 and lost[c] < 0]
+        others = [min(cheaper, key=lambda c: lost[c] / -spent[0][c])] if cheaper else []
+        others += [min(dearer, key=lambda c: lost[c] / spent[0][c])] if dearer else []
         told = []
-        if cheaper:
-            spent, lost = others[down := min(cheaper, key=lambda c: cheaper[c])]
-            told.append(
-                f"{space.choices[down]} would save {-spent:.2g} % of the budget and change the loss by {lost:+.2g} %"
+        for other in others:
+            costs = ", ".join(
+                f"{_signed(row[other])} % of the {limit.prices.cost} budget"
+                for row, limit in zip(spent, limits, strict=True)
             )
-        if dearer:
-            spent, lost = others[up := max(dearer, key=lambda c: dearer[c])]
-            told.append(
-                f"{space.choices[up]} would take {spent:.2g} % of the budget and change the loss by {lost:+.2g} %"
-            )
+            told.append(f"{space.choices[other]} instead would be {costs} and {_signed(lost[other])} % of the loss")
         told.append(
-            f"elsewhere {worth:.2g} % of the loss hang on each percent of the budget"
+            f"elsewhere a percent of {limits[0].prices.cost} is worth {worth} % of the loss"
             if told
             else "no other choice costs less or loses less"
         )
         choice = str(space.choices[chosen])
-        reasons.append(Reason(decision.layers, choice, costs[chosen] / limit.most, f"{choice}: {'; '.join(told)}."))
+        share = tables[0][chosen] / limits[0].most
+        reasons.append(Reason(decision.layers, choice, share, f"{choice}: {'; '.join(told)}."))
     return tuple(reasons)
+
+
+def _signed(percent: float) -> str:
+    """A share with its sign, to two digits."""
+    return f"{percent:+,.0f}" if abs(percent) >= 10 else f"{percent:+.2g}"
 
 
 def _worth(losses: Losses, limits: Sequence[Limit]) -> float:

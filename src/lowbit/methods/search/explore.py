@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -13,24 +14,41 @@ from torch import Tensor, nn
 from lowbit import files
 from lowbit.batches import Batch
 from lowbit.errors import DataError
-from lowbit.methods.search.policy import Policy, reward_of
-from lowbit.methods.search.prices import Limit
+from lowbit.methods.search.prices import Capped
 from lowbit.methods.search.space import Assignment
 from lowbit.methods.search.supernet import Supernet
-from lowbit.methods.search.surrogate import Surrogate
 from lowbit.training.objective import Objective
 from lowbit.training.processes import mean_over_processes
 from lowbit.training.samples import seed_of
 
+if TYPE_CHECKING:
+    from lowbit.methods.search.architecture.combined import Combined
+
 
 @dataclass(frozen=True)
 class Sample:
-    """One assignment that was tried: its choices, decision by decision, its cost and its reward (minus the loss)."""
+    """One assignment that was tried: its choices, decision by decision, its cost and its reward.
+
+    The reward is that of the policy; without one it is minus the loss.
+    """
 
     step: int
     assignment: Assignment
     cost: float
     reward: float
+
+
+class Guide(Protocol):
+    """What draws assignments and learns from their losses: a module, all of whose knowledge is in its state dict."""
+
+    samples: int  # assignments a step
+    step: Tensor  # the number of those made
+
+    def draw(self, generator: torch.Generator) -> Assignment:
+        """The next assignment."""
+
+    def learn(self, drawn: Sequence[Assignment], losses: Sequence[float], ratios: Sequence[float]) -> list[float]:
+        """Learn from the losses of a step's assignments, whose costs are `ratios` of the budget; returns rewards."""
 
 
 class Explorer(nn.Module):
@@ -47,10 +65,10 @@ class Explorer(nn.Module):
 
     def __init__(
         self,
-        net: Supernet,
-        guide: Policy | Surrogate,
+        net: Supernet | Combined,
+        guide: Guide,
         objective: Objective,
-        limit: Limit,
+        limit: Capped,
         *,
         seed: int,
         folder: Path | None,
@@ -76,8 +94,7 @@ class Explorer(nn.Module):
     def loss(self, _: nn.Module, batch: Batch) -> Tensor:
         """The loss of a batch in an assignment drawn for this step; others are drawn and measured without gradients."""
         generator = torch.Generator().manual_seed(seed_of(self._seed, int(self.guide.step)))
-        count = self.guide.controller.samples if isinstance(self.guide, Policy) else 1
-        self._drawn = [self._draw(generator) for _ in range(count)]
+        self._drawn = [self.guide.draw(generator) for _ in range(self.guide.samples)]
         self._others = []
         with torch.no_grad():
             for assignment in self._drawn[1:]:
@@ -86,22 +103,12 @@ class Explorer(nn.Module):
         self.net.select(self._drawn[0])
         return self._objective.loss(self.net, batch)
 
-    def _draw(self, generator: torch.Generator) -> Assignment:
-        return self.guide.draw(generator) if isinstance(self.guide, Policy) else self.guide.propose(generator)
-
     def learn(self, loss: Tensor) -> None:
         """Tell the guide what came of the step, and write it down."""
         losses = [float(loss), *mean_over_processes(self._others)] if self._others else [float(loss)]
-        costs = [self._limit.prices.total(assignment) for assignment in self._drawn]
+        costs = [self._limit.cost(assignment) for assignment in self._drawn]
         step = int(self.guide.step) + 1
-        if isinstance(self.guide, Policy):
-            how = self.guide.controller
-            ratios = [cost / self._limit.most for cost in costs]
-            rewards = [reward_of(-q, r, how.reward, how.beta) for q, r in zip(losses, ratios, strict=True)]
-            self.guide.update(self._drawn, rewards)
-        else:
-            rewards = [-one for one in losses]
-            self.guide.observe(self._drawn[0], losses[0])
+        rewards = self.guide.learn(self._drawn, losses, [cost / self._limit.most for cost in costs])
         for assignment, cost, reward in zip(self._drawn, costs, rewards, strict=True):
             self._log.write(Sample(step, assignment, cost, reward))
 

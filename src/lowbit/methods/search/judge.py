@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from lowbit.batches import Batch, outputs_of, size_of
 from lowbit.methods.search.prices import CostName, Limit, Prices
@@ -70,11 +71,7 @@ class Judge:
 
     def _point(self, name: str, assignment: Assignment) -> Point:
         self.prepare(assignment)
-        held, count = self.objective.held, 0
-        used = next((i for i, batch in enumerate(held, 1) if (count := count + size_of(batch)) >= _JUDGED), len(held))
-        with torch.no_grad():
-            losses = [float(self.objective.loss(self.net, batch)) * size_of(batch) for batch in held[:used]]
-        outputs = outputs_of(self.net, held[:used])
+        loss, agreement = judged(self.net, self.objective)
         return Point(
             name,
             self.net.space.names(assignment),
@@ -82,6 +79,16 @@ class Judge:
             {cost: prices.total(assignment) for cost, prices in self.prices.items()},
             all(limit.holds(assignment) for limit in self.limits),
             sum(row[chosen] for row, chosen in zip(self.table, assignment, strict=True)),
-            sum(losses) / count,
-            agreement_of(outputs, self.objective.targets[:used], classes=self.objective.classes),
+            loss,
+            agreement,
         )
+
+
+def judged(net: nn.Module, objective: Objective) -> tuple[float, float]:
+    """Loss and agreement of a network in eval mode, on the first held-out samples."""
+    held, count = objective.held, 0
+    used = next((i for i, batch in enumerate(held, 1) if (count := count + size_of(batch)) >= _JUDGED), len(held))
+    with torch.no_grad():
+        losses = [float(objective.loss(net, batch)) * size_of(batch) for batch in held[:used]]
+    outputs = outputs_of(net, held[:used])
+    return sum(losses) / count, agreement_of(outputs, objective.targets[:used], classes=objective.classes)

@@ -58,6 +58,8 @@ class Controller:
         beta: what an excess over the target costs.
         samples: assignments a step; with several, all on one batch, without gradients for the weights but for the
             first, and the mean of the others is the baseline.
+        relative: whether Q is minus the logarithm of the loss. A percent of the loss then counts as much as a percent
+            of the budget (times beta), whatever the loss is and however far training has come.
     """
 
     rate: float = 5e-3
@@ -68,6 +70,7 @@ class Controller:
     reward: RewardName = "absolute"
     beta: float = 1.0
     samples: int = 1
+    relative: bool = False
 
     def __post_init__(self) -> None:
         for name, known in (("schedule", EntropyName), ("reward", RewardName)):
@@ -78,6 +81,11 @@ class Controller:
                 f"got rate={self.rate}, decay={self.decay}, delay={self.delay}, samples={self.samples}; expected "
                 "rate > 0, decay and delay in [0, 1), samples >= 1"
             )
+
+
+def quality_of(loss: float, controller: Controller) -> float:
+    """Q for the loss of an assignment; see `Controller.relative`."""
+    return -math.log(max(loss, _LEAST)) if controller.relative else -loss
 
 
 def reward_of(quality: float, ratio: float, how: RewardName, beta: float) -> float:
@@ -112,8 +120,10 @@ def entropy_weight(step: int, steps: int, delay: int, most: float, schedule: Ent
 class Policy(nn.Module):
     """Logits `[decisions, choices]`, their optimizer and their baseline; all in its state dict.
 
+    Where decisions have different numbers of choices, the logits of those that do not exist are minus infinity.
+
     Args:
-        decisions, choices: the size of the space.
+        decisions, choices: the size of the space; `choices` of all decisions, or of each.
         steps: of the whole search.
         controller: the numbers.
         start: an assignment to begin near, with probability `sure`; the published start is uniform, logits of 0.5.
@@ -122,7 +132,7 @@ class Policy(nn.Module):
     def __init__(
         self,
         decisions: int,
-        choices: int,
+        choices: int | Sequence[int],
         steps: int,
         controller: Controller,
         *,
@@ -130,11 +140,14 @@ class Policy(nn.Module):
         sure: float = 0.6,
     ) -> None:
         super().__init__()
-        self.controller, self.steps = controller, steps
+        self.controller, self.steps, self.samples = controller, steps, controller.samples
         self.delay = int(controller.delay * steps)
-        logits = torch.full((decisions, choices), 0.5)
+        counts = torch.tensor([choices] * decisions if isinstance(choices, int) else choices)
+        logits = torch.full((decisions, int(counts.max())), 0.5)
+        logits[torch.arange(logits.shape[1]) >= counts[:, None]] = -math.inf
         if start is not None:
-            logits[torch.arange(decisions), torch.tensor(start)] += math.log(sure * (choices - 1) / (1 - sure))
+            others = (counts - 1).clamp(min=1)
+            logits[torch.arange(decisions), torch.tensor(start)] += (sure * others / (1 - sure)).log()
         self.begun = start is not None  # nothing is drawn uniformly then
         self.logits = nn.Parameter(logits, requires_grad=False)  # not for the optimizer of the weights
         self.register_buffer("baseline", torch.tensor(math.nan, dtype=torch.float64))
@@ -155,8 +168,20 @@ class Policy(nn.Module):
         """An assignment from the policy; from uniform choices during the delay."""
         p = self.probabilities().cpu()
         if int(self.step) < self.delay and not self.begun:
-            p = torch.full_like(p, 1 / p.shape[1])
+            p = torch.isfinite(self.logits.detach().cpu()).float()
         return tuple(torch.multinomial(p, 1, generator=generator)[:, 0].tolist())
+
+    def learn(self, drawn: Sequence[Assignment], losses: Sequence[float], ratios: Sequence[float]) -> list[float]:
+        """Learn from the losses of a step's assignments, whose costs are `ratios` of the budget; the rewards.
+
+        Raises:
+            TrainingError: a reward is not finite; nothing has changed.
+        """
+        how = self.controller
+        qualities = [quality_of(loss, how) for loss in losses]
+        rewards = [reward_of(q, ratio, how.reward, how.beta) for q, ratio in zip(qualities, ratios, strict=True)]
+        self.update(drawn, rewards)
+        return rewards
 
     def update(self, drawn: Sequence[Assignment], rewards: Sequence[float]) -> None:
         """Learn from the rewards of a step's assignments.
@@ -202,6 +227,13 @@ class Policy(nn.Module):
     def set_extra_state(self, state: Any) -> None:
         """Restore the optimizer's state."""
         self.optimizer.load_state_dict(copy.deepcopy(state))
+
+
+def unlikeliness(policy: Policy) -> list[list[float]]:
+    """-log p, of each choice of each decision that exists."""
+    counts = torch.isfinite(policy.logits).sum(1).tolist()
+    every = (-policy.probabilities().double().clamp(min=_LEAST).log()).tolist()
+    return [row[:count] for row, count in zip(every, counts, strict=True)]
 
 
 def policy_loss(logits: Tensor, drawn: Sequence[Assignment], advantages: Sequence[float], weight: float) -> Tensor:

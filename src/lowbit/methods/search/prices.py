@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, Protocol, get_args
 
 from lowbit.costs import LayerCost, MeasuredCosts
 from lowbit.errors import RecipeError
@@ -105,12 +105,27 @@ def measured(space: Space, found: MeasuredCosts) -> dict[CostName, Prices]:
     return {"latency": Prices("latency", times, 0.0), "file": Prices("file", sizes, 0.0)}
 
 
+class Capped(Protocol):
+    """What the exploring phase knows of a budget."""
+
+    @property
+    def most(self) -> float:
+        """The budget."""
+
+    def cost(self, assignment: Assignment) -> float:
+        """What the whole network costs."""
+
+
 @dataclass(frozen=True)
 class Limit:
     """A budget in figures."""
 
     prices: Prices
     most: float
+
+    def cost(self, assignment: Assignment) -> float:
+        """What the whole network costs."""
+        return self.prices.total(assignment)
 
     def holds(self, assignment: Assignment) -> bool:
         """Whether an assignment is within the budget."""
@@ -128,7 +143,7 @@ def limits_of(budgets: Sequence[Budget], space: Space, prices: Mapping[CostName,
     for budget in budgets:
         if budget.cost not in prices:
             raise RecipeError(
-                f"budget {budget.cost}: nothing was measured; pass measured=measure_formats(...), or use bops or bytes"
+                f"budget {budget.cost}: nothing was measured; pass measured_costs=measure_formats(...), or budget bops"
             )
         table = prices[budget.cost]
         if budget.like is None:

@@ -6,7 +6,6 @@ import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lowbit import graph
-from lowbit.batches import Batch, Batches, inputs_of, mapped, size_of
+from lowbit.batches import Batch, Batches, mapped
 from lowbit.costs import MeasuredCosts
 from lowbit.errors import RecipeError, TrainingError
 from lowbit.families import FamilyName
@@ -31,12 +30,12 @@ from lowbit.methods.search.supernet import Supernet, parts_of
 from lowbit.methods.search.surrogate import Surrogate
 from lowbit.quantization import calibrate, note, quantize
 from lowbit.recipe import Recipe, Rule
-from lowbit.training.keeping import Epoch
+from lowbit.training.keeping import Epoch, Fitted
 from lowbit.training.loop import fit
-from lowbit.training.material import split
+from lowbit.training.material import as_trained, first_of, split
 from lowbit.training.objective import LossName, Objective
 from lowbit.training.processes import training_device
-from lowbit.training.samples import Augment, Steps, length_of, seed_of
+from lowbit.training.samples import Augment, Steps, length_of
 from lowbit.training.students import finished, known_by, learn, let_learn, projection
 
 if TYPE_CHECKING:
@@ -47,7 +46,6 @@ if TYPE_CHECKING:
 Strategy = Literal["knapsack", "surrogate", "policy"]
 Start = Literal["uniform", "knapsack"]
 _CALIBRATING = 512  # samples that set ranges and sensitivities
-_REESTIMATING = 8  # batches for BatchNorm statistics
 _FRONT = 9  # points that are judged
 
 
@@ -64,10 +62,10 @@ class Search:
         sensitivities: `[decisions][choices]`, see `lowbit.methods.search.sensitivity`.
         samples: every assignment that was tried, in order.
         found: the assignment that was chosen.
-        candidates: what it was chosen from, itself among them.
-        front: the best assignments for other budgets, cheapest first.
+        candidates: what was held against each other: what was proposed, and uniform formats.
+        front: the best assignments for other budgets, cheapest first; those within the budget were candidates too.
         reasons: why each layer has its format.
-        epochs: of the fixed phase.
+        epochs, best: of the fixed phase, and the number of the one whose weights were kept, 0 without such a phase.
         before, after: agreement of the student with the float network on held-out samples, in and after that phase.
         shared: the float network with the weights that all assignments share at the end of the exploring phase:
             quantize it by the recipe of any point.
@@ -86,6 +84,7 @@ class Search:
     front: tuple[Point, ...]
     reasons: tuple[Reason, ...]
     epochs: tuple[Epoch, ...]
+    best: int
     before: float
     after: float
     shared: nn.Module = field(repr=False, compare=False)
@@ -195,20 +194,22 @@ def search(
     about = {"search": by, "controller": repr(controller), "start": [*first], "batch_size": batch_size}
     about |= {"choices": [*map(str, space.choices)], "layers": [d.name for d in space.decisions]}
     samples = () if guide is None else _explored(ground, guide, Steps(train, length, exploring), place, about, training)
-    losses: Losses = guide.mean.tolist() if isinstance(guide, Surrogate) else table
-    judge = Judge(ground.net, objective, ground.prices, limits, table, _as_trained(train, ground.some, augment, seed))
+    losses: Losses = guide.losses() if isinstance(guide, Surrogate) else table
+    judge = Judge(ground.net, objective, ground.prices, limits, table, as_trained(train, augment, seed))
     candidates = judge.points(_candidates(ground, first, guide), "compare candidates", progress=progress)
-    found = next(p for p in candidates if p.name == "policy") if exact else min(_fitting(candidates), key=_loss)
     front = judge.points(_ladder(losses, limits), "compare the front", progress=progress)
+    best = min((point for point in (*candidates, *front) if point.fits), key=lambda point: point.loss)
+    found = candidates[0] if exact else best
     chosen = space.assignment(found.choices)
     judge.prepare(chosen)
     shared = ground.net.shared(ground.model)
     student = quantize(shared, found.recipe, fold=False)
     calibrate(student, ground.some, progress=False)
     before = objective.agreement(student)
-    rest, trained = epochs * length - exploring, tuple[Epoch, ...]()
+    rest, trained = epochs * length - exploring, Fitted((), 0, 0)
     if rest > 0:
-        several = math.ceil(rest / length)
+        # two at least, so that there is an epoch to choose, and delta to update
+        several = min(rest, max(2, math.ceil(rest / length)))
         trained = learn(
             student,
             objective,
@@ -218,7 +219,7 @@ def search(
             about={**about, **known_by(student, objective.targets, train)},
             folder=None if place is None else place / "fixed",
             **training,
-        ).epochs
+        )
     student = finished(student)
     after = objective.agreement(student)
     if not math.isfinite(after):
@@ -236,8 +237,9 @@ def search(
         found,
         tuple(candidates),
         tuple(front),
-        reasons_of(space, chosen, guide.shares() if isinstance(guide, Surrogate) else table, limits),
-        trained,
+        reasons_of(space, chosen, guide.shares(chosen) if isinstance(guide, Surrogate) else table, limits),
+        trained.epochs,
+        trained.best,
         before,
         after,
         shared.to(home),
@@ -278,7 +280,7 @@ def _prepared(
     quantizer, exact, loss, temperature, channels_last = how
     device = training_device()
     model = copy.deepcopy(model).to(device)
-    some = [mapped(batch, lambda tensor: tensor.to(device)) for batch in _first(train(1), _CALIBRATING)]
+    some = [mapped(batch, lambda tensor: tensor.to(device)) for batch in first_of(train(1), _CALIBRATING)]
     parts = [parts_of(model, space, c, some, quantizer=quantizer, exact=exact) for c in space.choices]
     prices = {**counted(space, parts), **(measured(space, measured_costs) if measured_costs else {})}
     limits = limits_of([budget] if isinstance(budget, Budget) else budget, space, prices)
@@ -345,38 +347,11 @@ def _candidates(ground: _Ground, first: Assignment, guide: Policy | Surrogate | 
     return found | {f"uniform {choice}": space.uniform(choice) for choice in space.choices}
 
 
-def _fitting(points: Sequence[Point]) -> list[Point]:
-    return [point for point in points if point.fits]
-
-
-def _loss(point: Point) -> float:
-    return point.loss
-
-
 def _ladder(losses: Losses, limits: Sequence[Limit]) -> dict[str, Assignment]:
     """Some assignments of the front, from the cheapest to the dearest."""
     every = knapsack.front(losses, limits[0].prices, limits[1:])
     chosen = sorted({round(i * (len(every) - 1) / max(1, _FRONT - 1)) for i in range(_FRONT)})
     return {f"front {number}": every[i] for number, i in enumerate(chosen, 1)}
-
-
-def _first(batches: Batches, samples: int) -> list[Batch]:
-    """Batches that hold so many samples."""
-    taken: list[Batch] = []
-    for batch in batches:
-        taken.append(batch)
-        if sum(map(size_of, taken)) >= samples:
-            break
-    return taken
-
-
-def _as_trained(train: Callable[[int], Batches], some: list[Batch], augment: Augment | None, seed: int) -> list[Batch]:
-    """Batches as training sees them."""
-    generator, device = torch.Generator(), next(iter(inputs_of(some[0])[0])).device
-    batches = [mapped(b, lambda tensor: tensor.to(device)) for b in islice(train(1), _REESTIMATING)]
-    if augment is None:
-        return batches
-    return [augment(b, generator.manual_seed(seed_of(seed, number))) for number, b in enumerate(batches)]
 
 
 def _check(

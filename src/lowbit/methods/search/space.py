@@ -111,6 +111,7 @@ def space_of(
     rule: Rule = Rule(),
     granularity: str | Sequence[str] = "layer",
     refused: Mapping[str, str] | None = None,
+    least: int = 2,
 ) -> Space:
     """The space over the layers of a model that `recipe` does not name.
 
@@ -122,18 +123,19 @@ def space_of(
         granularity: ``layer``, ``model``, or regular expressions: layers that one matches, with equal groups, decide
             together, such as ``r"(.*)\\.(?:query|key|value)"``; others for themselves.
         refused: choices that a runtime cannot run, with the reason: they are left out.
+        least: how many choices there have to be.
 
     Raises:
-        RecipeError: no layer is left, fewer than two choices, or an expression that matches nothing.
+        RecipeError: no layer is left, too few choices, or an expression that matches nothing.
         FormatError: no format has that name.
     """
     named = list(SPACES.get(choices, (choices,)) if isinstance(choices, str) else choices)
     parsed = list(dict.fromkeys(Choice.parse(name) for name in named))
     kept = tuple(choice for choice in parsed if str(choice) not in (refused or {}))
-    if len(kept) < 2:
+    if len(kept) < least:
         left_out = "; ".join(f"{name}: {reason}" for name, reason in (refused or {}).items())
         raise RecipeError(
-            f"choices {', '.join(named)}: a search needs two at least"
+            f"choices {', '.join(named) or 'are empty'}: a search needs {least} at least"
             + (f", and the runtime refuses {left_out}" if left_out else "; give more formats")
         )
     layers = weighted_layers(model)

@@ -27,23 +27,27 @@ from torch import Tensor, nn
 from lowbit.errors import TrainingError
 from lowbit.methods.search.knapsack import solve
 from lowbit.methods.search.prices import Limit
+from lowbit.methods.search.regression import Regression
 from lowbit.methods.search.sensitivity import Table
 from lowbit.methods.search.space import Assignment
 
-_DECAY = 0.95  # of the moving averages
+_DECAY = 0.95  # of the moving average
 _DOUBT, _LEAST_DOUBT = 0.5, 0.05  # of theta: as a share of it, and in itself
 _NOISE = 0.01  # variance of log loss from batch to batch, until it is known
+_TRUST = 0.01  # in the order that sensitivities give, where what was seen says otherwise
 _MOST_GAIN = 0.9  # of the loss, that a prior may promise
 
 
 class Surrogate(nn.Module):
-    """Knowledge of theta, `[decisions x choices]`, as precision and weighted mean; all in its state dict.
+    """What is known of theta, `[decisions, choices]`; all in its state dict.
 
     Args:
         sensitivities: see above.
         start: the assignment that they make the best.
         limits: the budgets.
     """
+
+    samples = 1  # assignments a step
 
     def __init__(self, sensitivities: Table, start: Assignment, limits: Sequence[Limit]) -> None:
         super().__init__()
@@ -52,63 +56,70 @@ class Surrogate(nn.Module):
         self.shape = table.shape
         there = table[torch.arange(len(table)), torch.tensor(start)]
         whole = float(there.sum().abs()) or 1.0
-        prior = ((table - there[:, None]) / whole).clamp(min=-_MOST_GAIN).log1p().flatten()
-        certainty = (_DOUBT * prior.abs()).clamp(min=_LEAST_DOUBT) ** -2
-        self.register_buffer("precision", torch.diag(certainty))
-        self.register_buffer("weighted", prior * certainty)
+        prior = ((table - there[:, None]) / whole).clamp(min=-_MOST_GAIN).log1p()
+        self.prior: list[list[float]] = prior.tolist()
+        doubt = (_DOUBT * prior.abs()).clamp(min=_LEAST_DOUBT)
+        self.theta = Regression(prior.flatten(), doubt.flatten(), noise=_NOISE)
         self.register_buffer("average", torch.tensor(math.nan, dtype=torch.float64))  # of log loss, less theta's part
-        self.register_buffer("variance", torch.tensor(_NOISE, dtype=torch.float64))
         self.register_buffer("step", torch.tensor(0))
-        self.precision: Tensor
-        self.weighted: Tensor
         self.average: Tensor
-        self.variance: Tensor
         self.step: Tensor
 
     @property
     def mean(self) -> Tensor:
         """The expected theta, `[decisions, choices]`."""
-        theta: Tensor = torch.linalg.solve(self.precision, self.weighted)
-        return theta.reshape(self.shape)
+        return self.theta.mean().reshape(self.shape)
 
-    def shares(self) -> list[list[float]]:
-        """By how much each choice changes the loss, as a share of it, against the choice of least loss."""
-        theta = self.mean
-        return (theta - theta.amin(1, keepdim=True)).expm1().tolist()
-
-    def observe(self, assignment: Assignment, loss: float) -> None:
-        """Learn from the loss of a step.
+    def learn(self, drawn: Sequence[Assignment], losses: Sequence[float], ratios: Sequence[float]) -> list[float]:
+        """Learn from the loss of a step's assignment; the reward is minus the loss.
 
         Raises:
             TrainingError: it is not finite.
         """
+        (assignment,), (loss,) = drawn, losses
         if not math.isfinite(loss):
             raise TrainingError(f"the loss of an assignment is {loss}; lower the learning rate, or leave formats out")
-        x = self._features(assignment)
-        explained = float(x @ torch.linalg.solve(self.precision, self.weighted))
-        rest = math.log(max(loss, 1e-12)) - explained
+        x = torch.zeros(self.shape, dtype=torch.float64)
+        x[torch.arange(self.shape[0]), torch.tensor(assignment)] = 1
+        rest = self.theta.surprise(x.flatten(), math.log(max(loss, 1e-12)))
         if not int(self.step):
             self.average.fill_(rest)
-        surprise = rest - float(self.average)
-        self.average.add_((1 - _DECAY) * surprise)
-        self.variance.lerp_(torch.tensor(surprise**2, dtype=torch.float64), 1 - _DECAY)
-        weight = 1 / max(float(self.variance), 1e-12)
-        self.precision.add_(weight * torch.outer(x, x))
-        self.weighted.add_(weight * (explained + surprise) * x)
+        average = float(self.average)
+        self.average.add_((1 - _DECAY) * (rest - average))
+        self.theta.observe(x.flatten(), math.log(max(loss, 1e-12)) - average)
         self.step += 1
+        return [-loss]
 
-    def propose(self, generator: torch.Generator) -> Assignment:
+    def draw(self, generator: torch.Generator) -> Assignment:
         """The best assignment within the budget for a theta drawn from what is known."""
-        noise = torch.randn(self.precision.shape[0], generator=generator, dtype=torch.float64)
-        factor = torch.linalg.cholesky(self.precision.cpu())
-        drawn = self.mean.cpu().flatten() + torch.linalg.solve_triangular(factor.T, noise[:, None], upper=True)[:, 0]
-        return solve(drawn.reshape(self.shape).tolist(), self.limits)
+        return solve(self._ordered(self.theta.draw(generator).reshape(self.shape)), self.limits)
 
     def best(self) -> Assignment:
         """The best assignment within the budget for the expected theta."""
-        return solve(self.mean.tolist(), self.limits)
+        return solve(self.losses(), self.limits)
 
-    def _features(self, assignment: Assignment) -> Tensor:
-        x = torch.zeros(self.shape, dtype=torch.float64, device=self.precision.device)
-        x[torch.arange(self.shape[0]), torch.tensor(assignment)] = 1
-        return x.flatten()
+    def losses(self) -> list[list[float]]:
+        """What is expected of each choice, where dearer choices are no worse."""
+        return self._ordered(self.mean)
+
+    def shares(self, found: Assignment) -> list[list[float]]:
+        """The loss of each choice, as a share of that of `found`, where each decision has an equal part in it."""
+        theta = torch.tensor(self.losses(), dtype=torch.float64)
+        there = theta[torch.arange(len(theta)), torch.tensor(found)]
+        shares: list[list[float]] = ((theta - there[:, None]).expm1() + 1 / len(theta)).tolist()
+        return shares
+
+    def _ordered(self, theta: Tensor) -> list[list[float]]:
+        """No choice worse than a cheaper one: noise should leave none of the budget unspent.
+
+        Where theta says otherwise, a choice is as much better than the cheaper one as a hundredth of the sensitivities.
+        """
+        rows: list[list[float]] = []
+        for found, prior, costs in zip(theta.tolist(), self.prior, self.limits[0].prices.table, strict=True):
+            row = list(found)
+            for c in sorted(range(len(row)), key=lambda c: costs[c]):
+                for other in range(len(row)):
+                    if costs[other] < costs[c]:
+                        row[c] = min(row[c], row[other] - _TRUST * max(0.0, prior[other] - prior[c]))
+            rows.append(row)
+        return rows
