@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lowbit.batches import Batch, call, labels_of, output_tensor, outputs_of
+from lowbit.batches import Batch, call, labels_of, output_tensor, outputs_of, size_of
 from lowbit.errors import DataError, LayerError, RecipeError, TrainingError
 from lowbit.layers import weighted_layers
 from lowbit.objectives import accuracy_of, agreement_of, are_classes, cosine_distance, kl_divergence
-from lowbit.training.material import without_target
+from lowbit.training.material import first_of, without_target
 
 LossName = Literal["kl", "mse", "cosine", "labels"]
 
@@ -80,8 +80,7 @@ class Objective:
         """The mean loss of a batch."""
         if self.kind != "labels":
             return self._distance(model, batch, None)
-        output = output_tensor(call(model, batch)).float()
-        return F.cross_entropy(output, check_labels(batch, output).to(output.device).long())
+        return self._of(output_tensor(call(model, batch)).float(), batch, None)
 
     def cached_loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """The same of a batch that holds the teacher's outputs, see `material.with_targets`."""
@@ -94,16 +93,31 @@ class Objective:
             if target is None:
                 with torch.no_grad():
                     target = output_tensor(call(self.teacher, batch)).float()
-        match self.kind:
-            case "mse":
-                total = F.mse_loss(output, target) / self.variance
-            case "cosine":
-                total = cosine_distance(output, target)
-            case _:
-                total = kl_divergence(output, target, self.temperature)
+        total = self._of(output, batch, target)
         for name, variance in self.variances.items():
             total = total + F.mse_loss(read.seen[name].float(), wanted.seen[name].float()) / variance
         return total
+
+    def _of(self, output: Tensor, batch: Batch, target: Tensor | None) -> Tensor:
+        """The loss of outputs alone; `target` is what the teacher returns, None for labels."""
+        if target is None:
+            return F.cross_entropy(output, check_labels(batch, output).to(output.device).long())
+        match self.kind:
+            case "mse":
+                return F.mse_loss(output, target) / self.variance
+            case "cosine":
+                return cosine_distance(output, target)
+        return kl_divergence(output, target, self.temperature)
+
+    def judge(self, model: nn.Module, samples: int) -> tuple[float, float]:
+        """Loss, without features, and agreement on the first held-out batches that have so many samples."""
+        held = first_of(self.held, samples)
+        outputs, targets = outputs_of(model, held), self.targets[: len(held)]
+        total = 0.0
+        for batch, output, target in zip(held, outputs, targets, strict=True):
+            loss = self._of(output.float(), batch, None if self.kind == "labels" else target.float())
+            total += float(loss) * size_of(batch)
+        return total / sum(map(size_of, held)), agreement_of(outputs, targets, classes=self.classes)
 
     def score(self, model: nn.Module) -> float:
         """What chooses the best epoch: agreement with the teacher, or with the labels where these are learned."""

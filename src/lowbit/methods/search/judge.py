@@ -5,20 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import nn
-
-from lowbit.batches import Batch, outputs_of, size_of
+from lowbit.batches import Batch
 from lowbit.methods.search.prices import CostName, Limit, Prices
 from lowbit.methods.search.sensitivity import Table
 from lowbit.methods.search.space import Assignment
 from lowbit.methods.search.supernet import Supernet, reestimate
-from lowbit.objectives import agreement_of
 from lowbit.progress import track
 from lowbit.recipe import Recipe
 from lowbit.training.objective import Objective
 
-_JUDGED = 1024  # held-out samples
+JUDGED = 1024  # held-out samples
 
 
 @dataclass(frozen=True)
@@ -71,7 +67,7 @@ class Judge:
 
     def _point(self, name: str, assignment: Assignment) -> Point:
         self.prepare(assignment)
-        loss, agreement = judged(self.net, self.objective)
+        loss, agreement = self.objective.judge(self.net, JUDGED)
         return Point(
             name,
             self.net.space.names(assignment),
@@ -82,13 +78,3 @@ class Judge:
             loss,
             agreement,
         )
-
-
-def judged(net: nn.Module, objective: Objective) -> tuple[float, float]:
-    """Loss and agreement of a network in eval mode, on the first held-out samples."""
-    held, count = objective.held, 0
-    used = next((i for i, batch in enumerate(held, 1) if (count := count + size_of(batch)) >= _JUDGED), len(held))
-    with torch.no_grad():
-        losses = [float(objective.loss(net, batch)) * size_of(batch) for batch in held[:used]]
-    outputs = outputs_of(net, held[:used])
-    return sum(losses) / count, agreement_of(outputs, objective.targets[:used], classes=objective.classes)

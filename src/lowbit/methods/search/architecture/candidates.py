@@ -11,7 +11,7 @@ from lowbit.batches import Batch
 from lowbit.methods.search.architecture.combined import Combined, CombinedLimit, CombinedPrices
 from lowbit.methods.search.architecture.effects import Effects
 from lowbit.methods.search.architecture.repair import within
-from lowbit.methods.search.judge import judged
+from lowbit.methods.search.judge import JUDGED
 from lowbit.methods.search.policy import Policy, unlikeliness
 from lowbit.methods.search.prices import CostName
 from lowbit.methods.search.space import Assignment
@@ -65,7 +65,7 @@ class Comparison:
         self.prepare(assignment)
         space, size = self.net.space, self.limit.prices.size
         prices = [CombinedPrices(cost, space, size) for cost in _COSTS]
-        loss, agreement = judged(self.net, self.objective)
+        loss, agreement = self.objective.judge(self.net, JUDGED)
         return Candidate(
             name,
             assignment,
