@@ -34,7 +34,7 @@ from torch import Tensor, nn
 import lowbit as lb
 from _cifar import TRAINING, Cifar, accuracy, tell
 from _figures import emit, parser
-from lowbit import files
+from lowbit import families, files
 from lowbit.export.measured import check_additivity, measure_formats
 from lowbit.methods.search.explore import Explorer
 from lowbit.methods.search.prices import Limit, counted, limits_of
@@ -42,6 +42,7 @@ from lowbit.methods.search.space import Assignment, Space, space_of
 from lowbit.methods.search.supernet import Supernet, parts_of
 from lowbit.methods.search.surrogate import Surrogate
 from lowbit.training.objective import Objective
+from lowbit.training.students import projection
 
 KEPT = Path(__file__).resolve().parents[1] / "runs" / "benchmarks" / "search"
 EPOCHS = 2
@@ -79,6 +80,7 @@ class Run:
     space: str
     share: float
     seed: int
+    epochs: int = EPOCHS
 
     @property
     def name(self) -> str:
@@ -91,13 +93,13 @@ class Run:
         return lb.Budget("bops", like=LIKE.get(self.space, "int4"), share=self.share)
 
 
-def measured(run: Run, cifar: Cifar, kept: Path, epochs: int) -> dict[str, Any]:
+def measured(run: Run, cifar: Cifar, kept: Path) -> dict[str, Any]:
     """The figures of a run, from its folder if it is done."""
     folder = kept / run.name
     if (folder / "result.json").exists():
         return json.loads(files.read_text(folder / "result.json"))  # type: ignore[no-any-return]
     model, began = cifar.teacher(), time.perf_counter()
-    training = {"epochs": epochs, "held_out": cifar.held_out, "folder": folder, "seed": run.seed, **TRAINING}
+    training = {"epochs": run.epochs, "held_out": cifar.held_out, "folder": folder, "seed": run.seed, **TRAINING}
     training["rate"] = RATES[run.share]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", lb.TrainingWarning)
@@ -166,9 +168,9 @@ def compare(
     means = {}
     for seed in range(asked.seeds):  # a whole table by one seed first
         for how, space, share in rows:
-            measured(Run(how, space, share, seed), cifar, kept, asked.epochs)
+            measured(Run(how, space, share, seed, asked.epochs), cifar, kept)
     for how, space, share in rows:
-        found = [measured(Run(how, space, share, seed), cifar, kept, asked.epochs) for seed in range(asked.seeds)]
+        found = [measured(Run(how, space, share, seed, asked.epochs), cifar, kept) for seed in range(asked.seeds)]
         name = f"{how}, {space}, {share:g} of int4's BOPs"
         tell(name, [one["test"] for one in found])
         spent = [one["share"] for one in found]
@@ -187,7 +189,7 @@ def same(cifar: Cifar, asked: argparse.Namespace, kept: Path) -> None:
 
 def less(cifar: Cifar, asked: argparse.Namespace, kept: Path) -> None:
     """At 9/16 of that."""
-    rows = ("search", "sensitivities", "random", "published", "published, teacher")
+    rows = ("search", "sensitivities", "random", "int3", "published", "published, teacher")
     means = compare([(how, "int", 0.5625) for how in rows], cifar, asked, kept)
     emit("search less random assignments, 9/16 of the BOPs", means["search"] - means["random"], "points", ">= 1")
     known = means["search"] - means["sensitivities"]
@@ -196,9 +198,10 @@ def less(cifar: Cifar, asked: argparse.Namespace, kept: Path) -> None:
 
 def spaces(cifar: Cifar, asked: argparse.Namespace, kept: Path) -> None:
     """Integers, floats and both."""
-    compare([("search", "mixed", 0.5625), ("search", "fliqs", 0.5625)], cifar, asked, kept)
-    compare([("search", "mixed", 1.0)], cifar, asked, kept)
-    compare([("search", name, 1.5) for name in ("float", "int")], cifar, asked, kept)
+    for how in ("search", "sensitivities", "random"):
+        rows = (("mixed", 0.5625), ("fliqs", 0.5625), ("mixed", 1.0), ("float", 1.5), ("int", 1.5))
+        compare([(how, *row) for row in rows], cifar, asked, kept)
+    compare([("e2m1fn", "float", 1.5)], cifar, asked, kept)
 
 
 def levers(cifar: Cifar, asked: argparse.Namespace, kept: Path) -> None:
@@ -219,11 +222,18 @@ def cost(cifar: Cifar, asked: argparse.Namespace) -> None:
     explorer = Explorer(net, guide, objective, limit, seed=0, folder=None)
     plain = lb.quantize(model, space.recipe_of(space.uniform(space.choices[1])), fold=False)
     lb.calibrate(plain, [images], progress=False)
+    families.begin(plain, "ewgs", images)
     for parameter in plain.parameters():
         parameter.requires_grad_(True)
+    keep = projection(net.student, net.norms)
+
+    def both(loss: Tensor) -> None:
+        keep(loss)
+        explorer.learn(loss)
+
     steps: dict[str, tuple[nn.Module, Callable[[], Tensor], Callable[[Tensor], None]]] = {
-        "plain": (plain.train(), lambda: objective.loss(plain, images), lambda loss: None),
-        "search": (explorer.train(), lambda: explorer.loss(explorer, images), explorer.learn),
+        "plain": (plain.train(), lambda: objective.loss(plain, images), projection(plain)),
+        "search": (explorer.train(), lambda: explorer.loss(explorer, images), both),
     }
     optimizers = {n: torch.optim.Adam([p for p in m.parameters() if p.requires_grad]) for n, (m, *_) in steps.items()}
     times: dict[str, list[float]] = {name: [] for name in steps}

@@ -139,6 +139,9 @@ def test_statistics_of_batchnorms_are_those_of_the_batches() -> None:
     torch.testing.assert_close(norm.running_var, variances.mean(0))
     assert norm.momentum == 0.1
     assert not norm.training
+    before = norm.running_mean
+    reestimate(norm, [x[0][:1]])  # of which there is no variance
+    assert norm.running_mean is before
 
 
 # Sensitivities
@@ -185,6 +188,30 @@ def test_fisher_predicts_the_loss() -> None:
     assert ((predicted / real).log().abs() < math.log(2)).all()  # of int8, where second order is enough
 
 
+@pytest.mark.parametrize("frozen", [False, True])
+def test_activations_that_work_in_place_change_no_sensitivity(frozen: bool) -> None:
+    def table(inplace: bool) -> Any:
+        torch.manual_seed(0)
+        convs = [nn.Conv2d(1, 4, 3), nn.ReLU(inplace), nn.Conv2d(4, 4, 3), nn.ReLU(inplace), nn.Flatten()]
+        model = nn.Sequential(*convs, nn.Linear(64, 4)).eval().requires_grad_(not frozen)
+        space, some = space_of(model, CHOICES), batches(2)
+        parts = [parts_of(model, space, c, some, quantizer="fixed", exact=False) for c in space.choices]
+        return by_fisher(Supernet(model, space, parts, some, quantizer="fixed"), some, classes=True, progress=False)
+
+    assert table(True) == table(False)
+
+
+def test_a_network_of_one_layer_shares_its_weights() -> None:
+    model = nn.Linear(3, 2).eval()
+    some: list[Batch] = [torch.randn(16, 3)]
+    space = space_of(model, CHOICES)
+    parts = [parts_of(model, space, c, some, quantizer="fixed", exact=False) for c in space.choices]
+    net = Supernet(model, space, parts, some, quantizer="fixed")
+    with torch.no_grad():
+        net.student.get_parameter("layer.weight").mul_(2)
+    assert torch.equal(net.shared(model).get_parameter("weight"), 2 * model.weight)
+
+
 # The verb
 
 
@@ -210,8 +237,8 @@ def test_what_is_found_fits_and_is_what_the_student_has(by: Any) -> None:
     x = batches()[0]
     assert isinstance(x, Tensor)
     for point in (found.front[0], found.front[-1]):  # any point exports
-        other = lb.quantize(found.shared, point.recipe)
-        lb.calibrate(other, batches(), progress=False)
+        other = found.student(point, batches())
+        assert {row.name: row.weights for row in coverage(other).layers} == {"stem.0": "int8", **point.choices}
         assert torch.isfinite(other(x)).all()
 
 
@@ -278,6 +305,13 @@ def test_a_killed_search_goes_on_to_the_same_result(
     again, read = searched(save_every=2, folder=tmp_path)  # finished: only read
     assert read.samples == found.samples
     assert all(torch.equal(v, again.state_dict()[n]) for n, v in whole.state_dict().items())
+
+
+@pytest.mark.parametrize("other", [{"sensitivity": "loss"}, {"explore": 0.6}, {"by": "policy"}])
+def test_the_folder_of_another_search_is_refused(other: Any, tmp_path: Path) -> None:
+    searched(folder=tmp_path)
+    with pytest.raises(TrainingError, match="holds a checkpoint of another run"):
+        searched(folder=tmp_path, **other)
 
 
 def test_samples_are_json_lines_and_a_cut_one_is_left_out(tmp_path: Path) -> None:

@@ -199,8 +199,8 @@ def test_a_loss_that_is_not_finite() -> None:
     ("how", "beta", "expected"), [
         ("absolute", 2.0, (-0.5 - 2 * 0.25, -0.5 - 2 * 0.25)),
         ("excess", 2.0, (-0.5, -0.5 - 2 * 0.25)),
-        ("power", -1.0, (-0.5 / 0.75, -0.5 / 1.25)),
-        ("power-excess", -1.0, (-0.5, -0.5 / 1.25)),
+        ("power", 1.0, (-0.5 * 0.75, -0.5 * 1.25)),
+        ("power-excess", 2.0, (-0.5, -0.5 * 1.25**2)),
     ],
 )  # fmt: skip
 def test_rewards(how: str, beta: float, expected: tuple[float, float]) -> None:
@@ -300,6 +300,8 @@ def test_controllers_that_make_no_sense() -> None:
         Controller(schedule="sine")  # type: ignore[arg-type]
     with pytest.raises(RecipeError, match="expected rate > 0"):
         Controller(samples=0)
+    with pytest.raises(RecipeError, match="would reward cost"):
+        Controller(reward="power", beta=-1.0)
 
 
 # The surrogate

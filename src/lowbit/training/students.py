@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from lowbit import families, graph
-from lowbit.batches import Batches, inputs_of
+from lowbit.batches import Batches, inputs_of, labels_of
 from lowbit.errors import TrainingWarning
 from lowbit.families import Curvature, FamilyName
 from lowbit.layers import BatchNorm
@@ -88,15 +88,17 @@ def finished(student: nn.Module) -> nn.Module:
     return student.eval()
 
 
-def known_by(student: nn.Module, targets: list[Tensor], train: Callable[[int], Batches]) -> dict[str, object]:
+def known_by(student: nn.Module, objective: Objective, train: Callable[[int], Batches]) -> dict[str, object]:
     """What a checkpoint is known by: the recipe, and hashes of what calibrated, teaches and trains."""
     noted = origin(student)
     args, kwargs = inputs_of(train.samples) if isinstance(train, Shuffled) else ((), {})
+    labels = labels_of(train.samples) if isinstance(train, Shuffled) and objective.kind == "labels" else None
     return {
         "recipe": noted.recipe.fingerprint if noted else "",
         "calibration": noted.calibration_hash if noted else "",
-        "teacher": hash_of(targets),
+        "teacher": hash_of(objective.targets),
         "training data": hash_of([*args, *kwargs.values()]),
+        "labels": "none" if labels is None else hash_of([labels]),
     }
 
 

@@ -138,7 +138,7 @@ def distill(
         augment=augment,
         about={
             **{"batch_size": batch_size, "cache_teacher": cache_teacher},
-            **known_by(student, objective.targets, train),
+            **known_by(student, objective, train),
         },
         folder=None if folder is None else Path(folder),
         seed=seed,

@@ -13,6 +13,7 @@ from lowbit.methods.search.supernet import Supernet, reestimate
 from lowbit.progress import track
 from lowbit.recipe import Recipe
 from lowbit.training.objective import Objective
+from lowbit.training.processes import mean_over_processes
 
 JUDGED = 1024  # held-out samples
 
@@ -67,7 +68,7 @@ class Judge:
 
     def _point(self, name: str, assignment: Assignment) -> Point:
         self.prepare(assignment)
-        loss, agreement = self.objective.judge(self.net, JUDGED)
+        loss, agreement = mean_over_processes([*self.objective.judge(self.net, JUDGED)])  # the same in all
         return Point(
             name,
             self.net.space.names(assignment),

@@ -13,8 +13,8 @@ Rewards of an assignment of quality Q (minus the loss of a training batch), cost
 
     absolute      Q - beta |C / C0 - 1|
     excess        Q - beta max(0, C / C0 - 1)
-    power         Q (C / C0)^beta                  for Q > 0 and beta < 0
-    power-excess  Q max(1, C / C0)^beta
+    power         Q (C / C0)^beta                  beta > 0, because Q < 0 here
+    power-excess  Q max(1, C / C0)^beta            the same
 
 References:
     Dotzel et al., FLIQS: one-shot mixed-precision floating-point and integer quantization search, 2024,
@@ -80,6 +80,11 @@ class Controller:
             raise RecipeError(
                 f"got rate={self.rate}, decay={self.decay}, delay={self.delay}, samples={self.samples}; expected "
                 "rate > 0, decay and delay in [0, 1), samples >= 1"
+            )
+        if self.reward.startswith("power") and (self.beta <= 0 or self.relative):
+            raise RecipeError(
+                f"reward {self.reward!r} with beta={self.beta}, relative={self.relative} would reward cost: quality is "
+                "minus the loss, so give beta > 0, and leave relative out"
             )
 
 

@@ -20,8 +20,8 @@ class Budget:
     """The most a network may cost.
 
     `cost` is ``bops``, ``bytes`` (packed weights and scales), ``latency`` (milliseconds a call) or ``file`` (bytes of
-    weights as the file stores them); the last two need `MeasuredCosts`. `most` is a figure in these units; or `like`
-    names a choice, and the budget is `share` times what the whole network costs with that choice everywhere.
+    the searched layers as the file stores them); the last two need `MeasuredCosts`. `most` is a figure in these units;
+    or `like` names a choice, and the budget is `share` times what the network costs with it in all searched layers.
     """
 
     cost: CostName = "bops"

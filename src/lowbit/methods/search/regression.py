@@ -27,11 +27,13 @@ class Regression(nn.Module):
 
     def __init__(self, prior: Tensor, doubt: Tensor, *, noise: float, memory: float = 1.0) -> None:
         super().__init__()
-        self.prior, self.memory, size = prior.double().cpu(), memory, len(prior)
+        self.memory, size = memory, len(prior)
+        self.register_buffer("prior", prior.double())
         self.register_buffer("certainty", doubt.double() ** -2)
         self.register_buffer("precision", torch.zeros(size, size, dtype=torch.float64))  # of what was observed
         self.register_buffer("weighted", torch.zeros(size, dtype=torch.float64))
         self.register_buffer("variance", torch.tensor(noise, dtype=torch.float64))
+        self.prior: Tensor
         self.certainty: Tensor
         self.precision: Tensor
         self.weighted: Tensor
@@ -42,7 +44,7 @@ class Regression(nn.Module):
 
     def mean(self) -> Tensor:
         """The expected theta, `[n]`, on the CPU."""
-        weighted = self.weighted.cpu() + self.certainty.cpu() * self.prior
+        weighted = (self.weighted + self.certainty * self.prior).cpu()
         theta: Tensor = torch.linalg.solve(self._precision(), weighted)
         return theta
 

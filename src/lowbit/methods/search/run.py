@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from lowbit import graph
+from lowbit import costs, graph
 from lowbit.batches import Batch, Batches, mapped
 from lowbit.costs import MeasuredCosts
 from lowbit.errors import RecipeError, TrainingError
@@ -22,11 +22,11 @@ from lowbit.methods.search.explain import Reason, reasons_of
 from lowbit.methods.search.explore import Explorer, Sample
 from lowbit.methods.search.judge import Judge, Point
 from lowbit.methods.search.knapsack import Losses
-from lowbit.methods.search.policy import Controller, Policy
+from lowbit.methods.search.policy import Controller, Policy, unlikeliness
 from lowbit.methods.search.prices import Budget, CostName, Limit, Prices, counted, limits_of, measured
 from lowbit.methods.search.sensitivity import SensitivityName, Table, by_fisher, by_loss
 from lowbit.methods.search.space import Assignment, Space, space_of
-from lowbit.methods.search.supernet import Supernet, parts_of
+from lowbit.methods.search.supernet import Supernet, parts_of, reestimate
 from lowbit.methods.search.surrogate import Surrogate
 from lowbit.quantization import calibrate, note, quantize
 from lowbit.recipe import Recipe, Rule
@@ -34,9 +34,9 @@ from lowbit.training.keeping import Epoch, Fitted
 from lowbit.training.loop import fit
 from lowbit.training.material import as_trained, first_of, split
 from lowbit.training.objective import LossName, Objective
-from lowbit.training.processes import training_device
+from lowbit.training.processes import mean_over_processes, training_device
 from lowbit.training.samples import Augment, Steps, length_of
-from lowbit.training.students import finished, known_by, learn, let_learn, projection
+from lowbit.training.students import finished, hash_of, known_by, learn, let_learn, projection
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -67,8 +67,7 @@ class Search:
         reasons: why each layer has its format.
         epochs, best: of the fixed phase, and the number of the one whose weights were kept, 0 without such a phase.
         before, after: agreement of the student with the float network on held-out samples, in and after that phase.
-        shared: the float network with the weights that all assignments share at the end of the exploring phase:
-            quantize it by the recipe of any point.
+        shared: the float network with the weights that all assignments share at the end of the exploring phase.
     """
 
     by: Strategy
@@ -93,6 +92,22 @@ class Search:
     def recipe(self) -> Recipe:
         """What everything else consumes."""
         return self.found.recipe
+
+    def student(self, point: Point, batches: Batches) -> nn.Module:
+        """A student in the formats of a point, with the shared weights: as it was judged, but for its ranges.
+
+        Args:
+            point: of `front` or `candidates`.
+            batches: inputs that set ranges and BatchNorm statistics; a few hundred, as training sees them.
+
+        Raises:
+            CalibrationError: no batches.
+        """
+        batches = list(batches)
+        student = quantize(self.shared, point.recipe, fold=False)
+        calibrate(student, batches, progress=False)
+        reestimate(student, batches)
+        return finished(student)
 
     def __str__(self) -> str:
         spent = ", ".join(
@@ -183,15 +198,19 @@ def search(
     how = (quantizer, exact, loss, temperature, bool(fitting.get("channels_last")))
     ground = _prepared(model, space, train, held, measured_costs, budget, how)
     objective, limits = ground.objective, ground.limits
-    if sensitivity == "loss":
-        table = by_loss(ground.net, objective, ground.some, progress=progress)
-    else:
-        table = by_fisher(ground.net, ground.some, classes=objective.classes, seed=seed, progress=progress)
-    first = knapsack.solve(table, limits)
     place = None if folder is None else Path(folder)
+    table = _sensitivities(ground, sensitivity, seed, progress)
+    first = knapsack.solve(table, limits)
     exploring = 0 if by == "knapsack" else max(1, round(explore * epochs * length))
     guide = None if by == "knapsack" else _guide(by, table, first, ground, exploring, controller, start)
-    about = {"search": by, "controller": repr(controller), "start": [*first], "batch_size": batch_size}
+    about: dict[str, object] = {
+        "search": by,
+        "exact": exact,
+        "controller": repr(controller),
+        "start": start,
+        "batch_size": batch_size,
+    }
+    about |= {"sensitivities": hash_of([torch.tensor(table)]), "exploring": exploring}
     about |= {"choices": [*map(str, space.choices)], "layers": [d.name for d in space.decisions]}
     samples = () if guide is None else _explored(ground, guide, Steps(train, length, exploring), place, about, training)
     losses: Losses = guide.losses() if isinstance(guide, Surrogate) else table
@@ -216,11 +235,14 @@ def search(
             Steps(train, length, rest // several, first=exploring),
             quantizer=quantizer,
             epochs=several,
-            about={**about, **known_by(student, objective.targets, train)},
+            about={**about, **known_by(student, objective, train)},
             folder=None if place is None else place / "fixed",
             **training,
         )
     student = finished(student)
+    counted_again = costs.cost(student, ground.some[0])  # a layer may read what another one had quantized
+    spent: dict[CostName, float] = {"bops": counted_again.bops, "bytes": counted_again.weight_bytes}
+    found = replace(found, costs={**found.costs, **spent})
     after = objective.agreement(student)
     if not math.isfinite(after):
         raise TrainingError("the trained student's outputs are not finite; lower rate, or set clip")
@@ -289,9 +311,18 @@ def _prepared(
     if channels_last:
         teacher.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     objective = Objective(net, teacher, loss, temperature, (), held)
-    known = {**known_by(net.student, objective.targets, train), "quantizer": quantizer, "loss": loss}
+    known = {**known_by(net.student, objective, train), "quantizer": quantizer, "loss": loss}
     known |= {"temperature": temperature, "budgets": [[limit.prices.cost, limit.most] for limit in limits]}
     return _Ground(model, net, objective, prices, limits, some, known)
+
+
+def _sensitivities(ground: _Ground, by: SensitivityName, seed: int, progress: bool) -> Table:
+    """The same in every process, to the last bit: all that comes later follows from them."""
+    if by == "loss":
+        table = by_loss(ground.net, ground.objective, ground.some, progress=progress)
+    else:
+        table = by_fisher(ground.net, ground.some, classes=ground.objective.classes, seed=seed, progress=progress)
+    return tuple(tuple(mean_over_processes(list(row))) for row in table)
 
 
 def _explored(
@@ -341,8 +372,7 @@ def _candidates(ground: _Ground, first: Assignment, guide: Policy | Surrogate | 
         found["surrogate"] = guide.best()
     if isinstance(guide, Policy):
         found["policy"] = guide.best()
-        unlikely = (-guide.probabilities().double().clamp(min=1e-12).log()).tolist()
-        found["policy within the budget"] = knapsack.solve(unlikely, ground.limits)
+        found["policy within the budget"] = knapsack.solve(unlikeliness(guide), ground.limits)
     found["sensitivities"] = first
     return found | {f"uniform {choice}": space.uniform(choice) for choice in space.choices}
 

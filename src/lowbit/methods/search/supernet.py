@@ -166,9 +166,10 @@ class Supernet(nn.Module):
 
                 def keep(_: nn.Module, args: Any, kwargs: Any, output: Tensor, layer: str = layer) -> Tensor:
                     output = output if output.requires_grad else output.detach().requires_grad_()
-                    kept = tuple(x.detach() if isinstance(x, Tensor) else x for x in args)
+                    # copies: what comes later may compute in place
+                    kept = tuple(x.detach().clone() if isinstance(x, Tensor) else x for x in args)
                     calls[layer].append((kept, kwargs, output))
-                    return output
+                    return output.clone()
 
                 module = self.student.get_submodule(layer)
                 hooks.callback(module.register_forward_hook(keep, with_kwargs=True).remove)
@@ -179,9 +180,9 @@ class Supernet(nn.Module):
         found = {}
         for name, tensor in self.student.state_dict().items():
             owner, _, key = name.rpartition(".")
-            layer = owner.removesuffix(".layer")
-            inside = layer != owner and isinstance(self.student.get_submodule(layer), Quantized)
-            found[f"{layer}.{key}" if inside else name] = tensor
+            layer, _, last = owner.rpartition(".")
+            inside = last == "layer" and isinstance(self.student.get_submodule(layer), Quantized)
+            found[f"{layer}.{key}".lstrip(".") if inside else name] = tensor
         copied = copy.deepcopy(model).eval()
         own = copied.state_dict()
         copied.load_state_dict({name: found.get(name, tensor) for name, tensor in own.items()})
@@ -194,7 +195,8 @@ def reestimate(model: nn.Module, batches: Iterable[Batch]) -> None:
     Give batches as training sees them, augmented: statistics of plain images would not fit the weights.
     """
     norms = [m for m in model.modules() if isinstance(m, BATCHNORMS) and m.running_mean is not None]
-    if not norms:
+    batches = [batch for batch in batches if size_of(batch) > 1]  # one sample has no variance
+    if not norms or not batches:
         return
     momenta = [norm.momentum for norm in norms]
     model.eval()
@@ -205,8 +207,7 @@ def reestimate(model: nn.Module, batches: Iterable[Batch]) -> None:
             norm.train()
         with torch.no_grad():
             for batch in batches:
-                if size_of(batch) > 1:
-                    call(model, batch)
+                call(model, batch)
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum

@@ -55,9 +55,8 @@ class Surrogate(nn.Module):
         table = torch.tensor(sensitivities, dtype=torch.float64)
         self.shape = table.shape
         there = table[torch.arange(len(table)), torch.tensor(start)]
-        whole = float(there.sum().abs()) or 1.0
+        whole = float(there.abs().sum()) or 1.0
         prior = ((table - there[:, None]) / whole).clamp(min=-_MOST_GAIN).log1p()
-        self.prior: list[list[float]] = prior.tolist()
         doubt = (_DOUBT * prior.abs()).clamp(min=_LEAST_DOUBT)
         self.theta = Regression(prior.flatten(), doubt.flatten(), noise=_NOISE)
         self.register_buffer("average", torch.tensor(math.nan, dtype=torch.float64))  # of log loss, less theta's part
@@ -115,7 +114,8 @@ class Surrogate(nn.Module):
         Where theta says otherwise, a choice is as much better than the cheaper one as a hundredth of the sensitivities.
         """
         rows: list[list[float]] = []
-        for found, prior, costs in zip(theta.tolist(), self.prior, self.limits[0].prices.table, strict=True):
+        priors = self.theta.prior.reshape(self.shape).tolist()
+        for found, prior, costs in zip(theta.tolist(), priors, self.limits[0].prices.table, strict=True):
             row = list(found)
             for c in sorted(range(len(row)), key=lambda c: costs[c]):
                 for other in range(len(row)):

@@ -19,6 +19,7 @@ from lowbit.methods.search.supernet import reestimate
 from lowbit.progress import track
 from lowbit.recipe import Recipe
 from lowbit.training.objective import Objective
+from lowbit.training.processes import mean_over_processes
 from lowbit.training.samples import seed_of
 
 _DRAWN = 6  # candidates that the guide would try next
@@ -65,7 +66,7 @@ class Comparison:
         self.prepare(assignment)
         space, size = self.net.space, self.limit.prices.size
         prices = [CombinedPrices(cost, space, size) for cost in _COSTS]
-        loss, agreement = self.objective.judge(self.net, JUDGED)
+        loss, agreement = mean_over_processes([*self.objective.judge(self.net, JUDGED)])  # the same in all
         return Candidate(
             name,
             assignment,

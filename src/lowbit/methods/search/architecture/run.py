@@ -197,7 +197,7 @@ def search_architecture(
             Steps(train, length, rest // several, first=exploring),
             quantizer=quantizer,
             epochs=several,
-            about={**about, **known_by(student, ground.objective.targets, train)},
+            about={**about, **known_by(student, ground.objective, train)},
             folder=None if place is None else place / "fixed",
             **training,
         )
@@ -284,7 +284,7 @@ def _prepared(
     objective = Objective(net, teacher, how.loss, how.temperature, (), how.held)
     formats = space.formats
     known = {
-        **known_by(net, objective.targets, train),
+        **known_by(net, objective, train),
         "start": hash_of(network.state_dict().values()),
         "plan": repr(space.plan),
         "formats": [*map(str, formats.choices), *(decision.name for decision in formats.decisions)],
