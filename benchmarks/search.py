@@ -244,7 +244,8 @@ def cost(cifar: Cifar, asked: argparse.Namespace) -> None:
             value = loss()
             value.backward()
             optimizers[name].step()
-            after(value.detach())
+            with torch.no_grad():
+                after(value.detach())
             if turn > 1:  # the first ones warm up
                 times[name].append(time.perf_counter() - began)
     ratios = [a / b for a, b in zip(times["search"], times["plain"], strict=True)]
