@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from lowbit.families import FamilyName
 from lowbit.methods.search import knapsack
 from lowbit.methods.search.explain import Reason, reasons_of
 from lowbit.methods.search.explore import Explorer, Sample
+from lowbit.methods.search.fixed import train_found
 from lowbit.methods.search.judge import Judge, Point
 from lowbit.methods.search.knapsack import Losses
 from lowbit.methods.search.policy import Controller, Policy, unlikeliness
@@ -30,13 +30,13 @@ from lowbit.methods.search.supernet import Supernet, parts_of, reestimate
 from lowbit.methods.search.surrogate import Surrogate
 from lowbit.quantization import calibrate, note, quantize
 from lowbit.recipe import Recipe, Rule
-from lowbit.training.keeping import Epoch, Fitted
+from lowbit.training.keeping import Epoch
 from lowbit.training.loop import fit
 from lowbit.training.material import as_trained, first_of, split
 from lowbit.training.objective import LossName, Objective
 from lowbit.training.processes import mean_over_processes, training_device
 from lowbit.training.samples import Augment, Steps, length_of
-from lowbit.training.students import finished, hash_of, known_by, learn, let_learn, projection
+from lowbit.training.students import finished, hash_of, known_by, let_learn, projection
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -222,30 +222,17 @@ def search(
     chosen = space.assignment(found.choices)
     judge.prepare(chosen)
     shared = ground.net.shared(ground.model)
-    student = quantize(shared, found.recipe, fold=False)
-    calibrate(student, ground.some, progress=False)
-    before = objective.agreement(student)
-    rest, trained = epochs * length - exploring, Fitted((), 0, 0)
-    if rest > 0:
-        # two at least, so that there is an epoch to choose, and delta to update
-        several = min(rest, max(2, math.ceil(rest / length)))
-        trained = learn(
-            student,
-            objective,
-            Steps(train, length, rest // several, first=exploring),
-            quantizer=quantizer,
-            epochs=several,
-            about={**about, **known_by(student, objective, train)},
-            folder=None if place is None else place / "fixed",
-            **training,
-        )
-    student = finished(student)
+    trained = train_found(
+        *(shared, found.recipe, objective, ground.some, train, (length, exploring, epochs * length)),
+        quantizer=quantizer,
+        about=about,
+        folder=place,
+        training=training,
+    )
+    student = trained.student
     counted_again = costs.cost(student, ground.some[0])  # a layer may read what another one had quantized
     spent: dict[CostName, float] = {"bops": counted_again.bops, "bytes": counted_again.weight_bytes}
     found = replace(found, costs={**found.costs, **spent})
-    after = objective.agreement(student)
-    if not math.isfinite(after):
-        raise TrainingError("the trained student's outputs are not finite; lower rate, or set clip")
     note(student, f"search(by={by}, exact={exact}, loss={loss}, epochs={epochs}, seed={seed})")
     result = Search(
         by,
@@ -260,10 +247,10 @@ def search(
         tuple(candidates),
         tuple(front),
         reasons_of(space, chosen, guide.shares(chosen) if isinstance(guide, Surrogate) else table, limits),
-        trained.epochs,
-        trained.best,
-        before,
-        after,
+        trained.fitted.epochs,
+        trained.fitted.best,
+        trained.before,
+        trained.after,
         shared.to(home),
     )
     return student.to(home), result

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,18 +20,19 @@ from lowbit.methods.search.architecture.combined import Combined, CombinedLimit,
 from lowbit.methods.search.architecture.effects import Effects
 from lowbit.methods.search.architecture.elastic import ElasticMobileNet
 from lowbit.methods.search.explore import Explorer, Sample
+from lowbit.methods.search.fixed import train_found
 from lowbit.methods.search.policy import Controller, Policy
 from lowbit.methods.search.prices import Budget, CostName
 from lowbit.methods.search.space import space_of
-from lowbit.quantization import calibrate, note, quantize
+from lowbit.quantization import note, quantize
 from lowbit.recipe import Recipe, Rule
-from lowbit.training.keeping import Epoch, Fitted
+from lowbit.training.keeping import Epoch
 from lowbit.training.loop import fit
 from lowbit.training.material import as_trained, first_of, split
 from lowbit.training.objective import LossName, Objective
 from lowbit.training.processes import training_device
 from lowbit.training.samples import Augment, Steps, length_of
-from lowbit.training.students import finished, hash_of, known_by, learn, let_learn
+from lowbit.training.students import hash_of, known_by, let_learn
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -184,27 +184,14 @@ def search_architecture(
     found = min(candidates, key=lambda candidate: candidate.loss)
     compared.prepare(found.assignment)
     shared = ground.net.network.extract(found.architecture)
-    student = quantize(shared, found.recipe, fold=False)
-    calibrate(student, ground.some, progress=False)
-    before = ground.objective.agreement(student)
-    rest, trained = epochs * length - exploring, Fitted((), 0, 0)
-    if rest > 0:
-        # two at least, so that there is an epoch to choose, and delta to update
-        several = min(rest, max(2, math.ceil(rest / length)))
-        trained = learn(
-            student,
-            ground.objective,
-            Steps(train, length, rest // several, first=exploring),
-            quantizer=quantizer,
-            epochs=several,
-            about={**about, **known_by(student, ground.objective, train)},
-            folder=None if place is None else place / "fixed",
-            **training,
-        )
-    student = finished(student)
-    after = ground.objective.agreement(student)
-    if not math.isfinite(after):
-        raise TrainingError("the trained student's outputs are not finite; lower rate, or set clip")
+    trained = train_found(
+        *(shared, found.recipe, ground.objective, ground.some, train, (length, exploring, epochs * length)),
+        quantizer=quantizer,
+        about=about,
+        folder=place,
+        training=training,
+    )
+    student = trained.student
     note(student, f"search_architecture(loss={how.loss}, epochs={epochs}, seed={seed})")
     home = next(network.parameters()).device
     result = JointSearch(
@@ -214,10 +201,10 @@ def search_architecture(
         space.by_name(guide.probabilities().tolist() if isinstance(guide, Policy) else guide.shares()),
         found,
         tuple(candidates),
-        trained.epochs,
-        trained.best,
-        before,
-        after,
+        trained.fitted.epochs,
+        trained.fitted.best,
+        trained.before,
+        trained.after,
         shared.to(home),
     )
     return student.to(home), result
