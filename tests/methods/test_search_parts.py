@@ -170,10 +170,6 @@ def test_of_equal_losses_the_cheapest() -> None:
     assert knapsack.solve([[1.0, 0.5, 0.5]] * 3, [Limit(prices, 192.0)]) == (1, 1, 1)
 
 
-def test_near_an_assignment() -> None:
-    assert knapsack.solve([[1.0, 0.0]] * 3, [], near=(0, 0, 0), most=1).count(1) == 1
-
-
 def test_the_front_gets_better_as_it_gets_dearer() -> None:
     draw = random.Random(1)
     prices = Prices("bops", tuple((float(m), 4.0 * m, 16.0 * m) for m in (3, 1, 4, 1, 5)), 0.0)

@@ -27,13 +27,12 @@ _UNITS, _TIE = 1e5, 1e-4
 _EXACT = {"mip_rel_gap": 0.0}
 
 
-def solve(losses: Losses, limits: Sequence[Limit], *, near: Assignment | None = None, most: int = 0) -> Assignment:
+def solve(losses: Losses, limits: Sequence[Limit]) -> Assignment:
     """The assignment of least total loss within all limits; of equal losses, the cheapest by the first limit.
 
     Args:
         losses: of each choice of each decision, finite.
         limits: the budgets; none for no limit.
-        near: with `most`, an assignment that may be changed in so many decisions at most.
 
     Raises:
         RecipeError: nothing fits the limits, or a loss is not finite.
@@ -46,10 +45,6 @@ def solve(losses: Losses, limits: Sequence[Limit], *, near: Assignment | None = 
     if limits:  # a tie goes to the cheaper
         target = target + _TIE * _shares(limits[0])
     constraints = [LinearConstraint(np.kron(np.eye(decisions), np.ones(choices)), 1, 1)]
-    if near is not None:
-        kept = np.zeros((decisions, choices))
-        kept[np.arange(decisions), near] = 1
-        constraints.append(LinearConstraint(kept.ravel()[None], decisions - most, np.inf))
     rooms = [1.0] * len(limits)
     for attempt in range(20):
         rows = [LinearConstraint(_shares(limit)[None], -np.inf, r) for limit, r in zip(limits, rooms, strict=True)]
