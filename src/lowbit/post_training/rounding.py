@@ -33,7 +33,7 @@ import torch
 from torch import Tensor, nn
 
 from lowbit.batches import Batches
-from lowbit.formats import Block
+from lowbit.formats import Block, Format
 from lowbit.layers import Quantized
 from lowbit.post_training.covariance import SUPPORTED, Covariance, as_matrix, covariance
 from lowbit.post_training.segments import float_twin, walk, working_copy
@@ -124,7 +124,7 @@ def round_weights(
         h = _damped(found.student, damping)
         least_squares = torch.linalg.solve(h, float_weight @ _damped(found.cross, damping, found.student), left=False)
         target = (1 - refit) * float_weight + refit * least_squares
-        weight.data.copy_(second_order(target, scale, h, quantizer).reshape(weight.shape))
+        weight.data.copy_(second_order(target, scale, h, quantizer.format).reshape(weight.shape))
 
     return _each_layer(student, model, batches, fit, f"round_weights(refit={refit}, damping={damping})", progress)
 
@@ -136,8 +136,8 @@ def _damped(products: Tensor, damping: float, like: Tensor | None = None) -> Ten
     return products + torch.diag_embed(added.expand(diagonal.shape))
 
 
-def second_order(target: Tensor, scale: Tensor, h: Tensor, quantizer: Quantizer) -> Tensor:
-    """Weights `[groups, outputs, inputs]` on the grid of `quantizer`, with scales of that shape and damped H."""
+def second_order(target: Tensor, scale: Tensor, h: Tensor, format: Format) -> Tensor:
+    """Weights `[groups, outputs, inputs]` on the grid of `format`, with scales of that shape and damped H."""
     inputs = target.shape[2]
     order = torch.diagonal(h, dim1=1, dim2=2).argsort(dim=1, descending=True)
     columns = order[:, None].expand(target.shape)
@@ -148,7 +148,7 @@ def second_order(target: Tensor, scale: Tensor, h: Tensor, quantizer: Quantizer)
     rounded = torch.empty_like(w)
     for i in range(inputs):
         step = s[:, :, i]
-        rounded[:, :, i] = quantizer.format.round(w[:, :, i].float() / step) * step
+        rounded[:, :, i] = format.round(w[:, :, i].float() / step) * step
         error = (w[:, :, i] - rounded[:, :, i]) / upper[:, i, i, None]
         w[:, :, i + 1 :] -= error[:, :, None] * upper[:, None, i, i + 1 :]
     back = order.argsort(dim=1)[:, None].expand(target.shape)

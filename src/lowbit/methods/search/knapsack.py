@@ -27,12 +27,13 @@ _UNITS, _TIE = 1e5, 1e-4
 _EXACT = {"mip_rel_gap": 0.0}
 
 
-def solve(losses: Losses, limits: Sequence[Limit]) -> Assignment:
+def solve(losses: Losses, limits: Sequence[Limit], *, without: Sequence[int] = ()) -> Assignment:
     """The assignment of least total loss within all limits; of equal losses, the cheapest by the first limit.
 
     Args:
         losses: of each choice of each decision, finite.
         limits: the budgets; none for no limit.
+        without: choices that no decision may have.
 
     Raises:
         RecipeError: nothing fits the limits, or a loss is not finite.
@@ -46,9 +47,10 @@ def solve(losses: Losses, limits: Sequence[Limit]) -> Assignment:
         target = target + _TIE * _shares(limits[0])
     constraints = [LinearConstraint(np.kron(np.eye(decisions), np.ones(choices)), 1, 1)]
     rooms = [1.0] * len(limits)
+    bounds = Bounds(0, np.tile([float(choice not in without) for choice in range(choices)], decisions))
     for attempt in range(20):
         rows = [LinearConstraint(_shares(limit)[None], -np.inf, r) for limit, r in zip(limits, rooms, strict=True)]
-        found = milp(target, integrality=1, bounds=Bounds(0, 1), constraints=[*constraints, *rows], options=_EXACT)
+        found = milp(target, integrality=1, bounds=bounds, constraints=[*constraints, *rows], options=_EXACT)
         if found.x is None:
             break
         assignment = tuple(int(i) for i in found.x.reshape(decisions, choices).argmax(1))

@@ -200,7 +200,10 @@ def search(
     objective, limits = ground.objective, ground.limits
     place = None if folder is None else Path(folder)
     table = _sensitivities(ground, sensitivity, seed, progress)
-    first = knapsack.solve(table, limits)
+    judge = Judge(ground.net, objective, ground.prices, limits, table, as_trained(train, augment, seed))
+    starts = {"sensitivities": knapsack.solve(table, limits), **({} if exact else _narrow(space, table, limits))}
+    judged = judge.points(starts if by != "knapsack" and not exact else {}, "compare starts", progress=progress)
+    first = space.assignment(min(judged, key=lambda point: point.loss).choices) if judged else starts["sensitivities"]
     exploring = 0 if by == "knapsack" else max(1, round(explore * epochs * length))
     guide = None if by == "knapsack" else _guide(by, table, first, ground, exploring, controller, start)
     about: dict[str, object] = {
@@ -214,8 +217,9 @@ def search(
     about |= {"choices": [*map(str, space.choices)], "layers": [d.name for d in space.decisions]}
     samples = () if guide is None else _explored(ground, guide, Steps(train, length, exploring), place, about, training)
     losses: Losses = guide.losses() if isinstance(guide, Surrogate) else table
-    judge = Judge(ground.net, objective, ground.prices, limits, table, as_trained(train, augment, seed))
-    candidates = judge.points(_candidates(ground, first, guide), "compare candidates", progress=progress)
+    tried = _proposed(guide, space, limits) | starts
+    uniform = {f"uniform {choice}": space.uniform(choice) for choice in space.choices}
+    candidates = judge.points(tried | uniform, "compare candidates", progress=progress)
     front = judge.points(_ladder(losses, limits), "compare the front", progress=progress)
     best = min((point for point in (*candidates, *front) if point.fits), key=lambda point: point.loss)
     found = candidates[0] if exact else best
@@ -352,16 +356,36 @@ def _guide(
     return Policy(len(space.decisions), len(space.choices), steps, controller, start=near)
 
 
-def _candidates(ground: _Ground, first: Assignment, guide: Policy | Surrogate | None) -> dict[str, Assignment]:
-    """What the final assignment is chosen from: what was found, where it began, and uniform assignments."""
-    space, found = ground.space, {}
+def _proposed(guide: Policy | Surrogate | None, space: Space, limits: Sequence[Limit]) -> dict[str, Assignment]:
+    """What the exploring phase found."""
     if isinstance(guide, Surrogate):
-        found["surrogate"] = guide.best()
+        narrow = _narrow(space, guide.losses(), limits)
+        return {"surrogate": guide.best(), **{f"surrogate {name}": one for name, one in narrow.items()}}
     if isinstance(guide, Policy):
-        found["policy"] = guide.best()
-        found["policy within the budget"] = knapsack.solve(unlikeliness(guide), ground.limits)
-    found["sensitivities"] = first
-    return found | {f"uniform {choice}": space.uniform(choice) for choice in space.choices}
+        return {"policy": guide.best(), "policy within the budget": knapsack.solve(unlikeliness(guide), limits)}
+    return {}
+
+
+def _narrow(space: Space, losses: Losses, limits: Sequence[Limit]) -> dict[str, Assignment]:
+    """The best mixtures of a few neighboring formats within the budget.
+
+    Losses that add up are true of small ones only: what a layer in 2 bits costs is more than the sum says where others
+    are in few bits too, so assignments closer to a uniform one can be better than the sum's best.
+    """
+    total = {number: limits[0].cost(space.uniform(choice)) for number, choice in enumerate(space.choices)}
+    order = sorted(total, key=lambda number: total[number])
+    below = [number for number in order if total[number] <= limits[0].most]
+    found = {}
+    for low in below:
+        for high in order[len(below) :]:
+            among = order[order.index(low) : order.index(high) + 1]
+            out = [number for number in order if number not in among]
+            try:
+                assignment = knapsack.solve(losses, limits, without=out)
+            except RecipeError:
+                continue  # another budget forbids them all
+            found[f"between {space.choices[low]} and {space.choices[high]}"] = assignment
+    return found
 
 
 def _ladder(losses: Losses, limits: Sequence[Limit]) -> dict[str, Assignment]:
