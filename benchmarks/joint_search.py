@@ -30,12 +30,12 @@ import lowbit as lb
 from _cifar import TRAINING, Cifar, accuracy, tell
 from _figures import emit, parser
 from lowbit import files
+from lowbit.allocation import Budget
 from lowbit.methods.search.architecture.combined import CombinedPrices, CombinedSpace, limit_of
 from lowbit.methods.search.architecture.elastic import ElasticMobileNet
 from lowbit.methods.search.architecture.plan import CIFAR, Plan
 from lowbit.methods.search.architecture.repair import within
 from lowbit.methods.search.architecture.run import search_architecture
-from lowbit.methods.search.prices import Budget
 from lowbit.methods.search.space import Choice, space_of
 
 KEPT = Path(__file__).resolve().parents[1] / "runs" / "benchmarks" / "joint_search"

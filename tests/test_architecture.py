@@ -18,7 +18,7 @@ LEAVES = ["errors", "files", "progress", "batches", "inputs", "objectives"]
 ORDER = [
     *LEAVES,
     *("formats", "granularity", "kernels", "ops", "scales", "quantizer", "recipe", "layers", "graph", "quantization"),
-    *("families", "costs", "post_training", "training", "methods", "export", "pilot", "report"),
+    *("families", "costs", "allocation", "post_training", "training", "methods", "export", "pilot", "report"),
 ]
 # edges import what they like, and only they and the pilot import them
 EDGES = {"models", "data", "cli", "demo"}

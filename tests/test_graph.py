@@ -263,7 +263,7 @@ def test_factors_are_positive_in_training() -> None:
     assert (factor < 0).any()
     student = quantize(model, Recipe.uniform("int4", None), fold=False)
     assert isinstance(student, fx.GraphModule)
-    (norm,) = graph.batchnorms_to_fold(student)
+    (norm,) = graph.batchnorms_to_fold(student).values()
     assert torch.equal(norm.weight.detach(), factor.abs())
     assert torch.equal(given.weight.detach(), factor)
 

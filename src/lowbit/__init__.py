@@ -17,6 +17,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from lowbit.allocation import Budget as Budget
     from lowbit.costs import Cost as Cost
     from lowbit.costs import MeasuredCosts as MeasuredCosts
     from lowbit.costs import cost as cost
@@ -40,13 +41,14 @@ if TYPE_CHECKING:
     from lowbit.methods.distillation.run import Distillation as Distillation
     from lowbit.methods.distillation.run import distill as distill
     from lowbit.methods.distillation.teacher import check_teacher as check_teacher
+    from lowbit.methods.factorization.run import Factorization as Factorization
+    from lowbit.methods.factorization.run import factorize as factorize
     from lowbit.methods.search.architecture.elastic import ElasticMobileNet as ElasticMobileNet
     from lowbit.methods.search.architecture.plan import Plan as Plan
     from lowbit.methods.search.architecture.plan import Stage as Stage
     from lowbit.methods.search.architecture.run import JointSearch as JointSearch
     from lowbit.methods.search.architecture.run import search_architecture as search_architecture
     from lowbit.methods.search.policy import Controller as Controller
-    from lowbit.methods.search.prices import Budget as Budget
     from lowbit.methods.search.run import Search as Search
     from lowbit.methods.search.run import search as search
     from lowbit.post_training.correction import correct_moments as correct_moments
@@ -69,6 +71,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "lowbit.allocation": ("Budget",),
     "lowbit.costs": ("Cost", "MeasuredCosts", "cost"),
     "lowbit.errors": ("LowbitError", "TrainingWarning"),
     "lowbit.export.measured": ("measure_formats",),
@@ -78,11 +81,11 @@ _HOMES = {
     "lowbit.granularity": ("PerChannel", "PerGroup", "PerTensor"),
     "lowbit.methods.distillation.run": ("Distillation", "distill"),
     "lowbit.methods.distillation.teacher": ("check_teacher",),
+    "lowbit.methods.factorization.run": ("Factorization", "factorize"),
     "lowbit.methods.search.architecture.elastic": ("ElasticMobileNet",),
     "lowbit.methods.search.architecture.plan": ("Plan", "Stage"),
     "lowbit.methods.search.architecture.run": ("JointSearch", "search_architecture"),
     "lowbit.methods.search.policy": ("Controller",),
-    "lowbit.methods.search.prices": ("Budget",),
     "lowbit.methods.search.run": ("Search", "search"),
     "lowbit.post_training.correction": ("correct_moments",),
     "lowbit.post_training.equalization": ("equalize",),

@@ -151,9 +151,9 @@ def keep_batchnorm(traced: fx.GraphModule) -> None:
         ready_for_training(pair.layer, pair.bn)
 
 
-def batchnorms_to_fold(traced: fx.GraphModule) -> list[BatchNorm]:
-    """The BatchNorms that `fold_batchnorm` would fold."""
-    return [pair.bn for pair in _normalized(traced)]
+def batchnorms_to_fold(traced: fx.GraphModule) -> dict[str, BatchNorm]:
+    """The BatchNorms that `fold_batchnorm` would fold, by the name of the layer before each."""
+    return {str(pair.layer_node.target): pair.bn for pair in _normalized(traced)}
 
 
 @dataclass

@@ -50,3 +50,17 @@ def accuracy_of(outputs: list[Tensor], labels: list[Tensor]) -> float:
     """The share of class scores `[N, C, ...]` whose largest is that of the label `[N, ...]`; both batch by batch."""
     hits = [(a.argmax(1).cpu() == b.cpu()).flatten() for a, b in zip(outputs, labels, strict=True)]
     return float(torch.cat(hits).float().mean())
+
+
+def surprise_of(output: Tensor, generator: torch.Generator, *, classes: bool) -> Tensor:
+    """The negative log-likelihood, summed over samples, of outputs drawn from the network's own distribution.
+
+    Its gradients have the Fisher information as their covariance. Where outputs are no class scores, the distribution
+    is normal with the outputs' variance.
+    """
+    if not classes:
+        noise = torch.randn(output.shape, generator=generator).to(output)
+        return (output * noise).sum() / float(output.detach().std().clamp(min=1e-12))
+    scores = output.movedim(1, -1).flatten(0, -2)
+    drawn = torch.multinomial(scores.detach().softmax(1).cpu(), 1, generator=generator)[:, 0]
+    return F.cross_entropy(scores, drawn.to(scores.device), reduction="sum")

@@ -17,6 +17,7 @@ from torch.distributed import HashStore  # type: ignore[attr-defined]
 
 import lowbit as lb
 from lowbit import families
+from lowbit.allocation import Budget
 from lowbit.batches import Batch
 from lowbit.errors import DataError, FormatError, LayerError, RecipeError, TrainingError
 from lowbit.methods.search.architecture.candidates import candidates_of
@@ -28,7 +29,6 @@ from lowbit.methods.search.architecture.repair import solve, within
 from lowbit.methods.search.architecture.run import Guide, JointSearch, search_architecture
 from lowbit.methods.search.explore import Explorer
 from lowbit.methods.search.policy import Controller, Policy, policy_loss, unlikeliness
-from lowbit.methods.search.prices import Budget
 from lowbit.methods.search.space import space_of
 from lowbit.recipe import Recipe, Rule
 from lowbit.training.objective import Objective

@@ -17,15 +17,17 @@ import torch
 from torch import Tensor, nn
 
 import lowbit as lb
+from lowbit.allocation import Budget
 from lowbit.batches import Batch
 from lowbit.errors import LayerError, RecipeError, TrainingError
 from lowbit.methods.search.explore import Explorer, read_samples
 from lowbit.methods.search.policy import Controller
-from lowbit.methods.search.prices import Budget, counted
+from lowbit.methods.search.prices import counted
 from lowbit.methods.search.run import Search, search
 from lowbit.methods.search.sensitivity import by_fisher, by_loss
 from lowbit.methods.search.space import Choice, space_of
-from lowbit.methods.search.supernet import Supernet, float_weights, parts_of, reestimate
+from lowbit.methods.search.supernet import Supernet, float_weights, parts_of
+from lowbit.post_training.correction import reestimate
 from lowbit.quantization import coverage
 from lowbit.recipe import Recipe, Rule
 from lowbit.training.objective import Objective

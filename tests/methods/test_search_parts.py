@@ -12,13 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from lowbit import allocation
+from lowbit.allocation import Budget, Limit, Prices
 from lowbit.costs import MeasuredCosts
 from lowbit.errors import FormatError, RecipeError, TrainingError
 from lowbit.formats import Int, MidRise
-from lowbit.methods.search import knapsack
 from lowbit.methods.search.explain import reasons_of
 from lowbit.methods.search.policy import Controller, Policy, entropy_weight, policy_loss, reward_of
-from lowbit.methods.search.prices import Budget, Limit, Prices, limits_of, measured
+from lowbit.methods.search.prices import limits_of, measured
 from lowbit.methods.search.space import SPACES, Choice, Space, space_of
 from lowbit.methods.search.surrogate import Surrogate
 from lowbit.recipe import Recipe, Rule
@@ -148,10 +149,10 @@ def test_the_knapsack_is_that_of_brute_force(seed: int, decisions: int, choices:
     fitting = [a for a in itertools.product(range(choices), repeat=decisions) if all(x.holds(a) for x in limits)]
     if not fitting:
         with pytest.raises(RecipeError, match="no assignment fits"):
-            knapsack.solve(losses, limits)
+            allocation.solve(losses, limits)
         return
     best = min(sum(row[c] for row, c in zip(losses, a, strict=True)) for a in fitting)
-    found = knapsack.solve(losses, limits)
+    found = allocation.solve(losses, limits)
     assert all(limit.holds(found) for limit in limits)
     assert sum(row[c] for row, c in zip(losses, found, strict=True)) == pytest.approx(
         best, abs=1e-9 * sum(map(max, losses))
@@ -161,20 +162,20 @@ def test_the_knapsack_is_that_of_brute_force(seed: int, decisions: int, choices:
 def test_a_budget_met_exactly_and_not_by_a_hair_more() -> None:
     prices = Prices("bops", ((1.0, 1e9),) * 4, 0.0)
     for most, bought in ((2e9 + 2, 2), (2e9 + 2 - 1e-3, 1), (4e9, 4)):
-        found = knapsack.solve([[1.0, 0.0]] * 4, [Limit(prices, most)])
+        found = allocation.solve([[1.0, 0.0]] * 4, [Limit(prices, most)])
         assert sum(found) == bought
 
 
 def test_of_equal_losses_the_cheapest() -> None:
     prices = Prices("bops", ((4.0, 16.0, 64.0),) * 3, 0.0)
-    assert knapsack.solve([[1.0, 0.5, 0.5]] * 3, [Limit(prices, 192.0)]) == (1, 1, 1)
+    assert allocation.solve([[1.0, 0.5, 0.5]] * 3, [Limit(prices, 192.0)]) == (1, 1, 1)
 
 
 def test_the_front_gets_better_as_it_gets_dearer() -> None:
     draw = random.Random(1)
     prices = Prices("bops", tuple((float(m), 4.0 * m, 16.0 * m) for m in (3, 1, 4, 1, 5)), 0.0)
     losses = [sorted((draw.random() for _ in range(3)), reverse=True) for _ in range(5)]
-    points = knapsack.front(losses, prices)
+    points = allocation.front(losses, prices)
     costs = [prices.total(a) for a in points]
     values = [sum(row[c] for row, c in zip(losses, a, strict=True)) for a in points]
     assert costs == sorted(costs)
@@ -185,7 +186,7 @@ def test_the_front_gets_better_as_it_gets_dearer() -> None:
 
 def test_a_loss_that_is_not_finite() -> None:
     with pytest.raises(RecipeError, match="a loss is not finite"):
-        knapsack.solve([[math.nan, 0.0]], [])
+        allocation.solve([[math.nan, 0.0]], [])
 
 
 # The published controller
@@ -313,7 +314,7 @@ def problem(seed: int = 0) -> tuple[Tensor, tuple[Limit, ...]]:
 def test_the_surrogate_starts_at_the_sensitivities() -> None:
     theta, limits = problem()
     table = tuple(tuple(row) for row in theta.tolist())
-    start = knapsack.solve(table, limits)
+    start = allocation.solve(table, limits)
     guide = Surrogate(table, start, limits)
     whole = sum(row[c] for row, c in zip(table, start, strict=True))
     expected = torch.log1p((theta - theta[torch.arange(6), torch.tensor(start)][:, None]) / whole)
@@ -325,7 +326,7 @@ def test_the_surrogate_corrects_wrong_sensitivities_within_the_budget() -> None:
     for seed in (1, 2, 4):
         theta, limits = problem(seed)
         table = tuple(tuple(row) for row in theta.flip(0).tolist())  # those of other layers
-        start = knapsack.solve(table, limits)
+        start = allocation.solve(table, limits)
         guide = Surrogate(table, start, limits)
         noise = torch.Generator().manual_seed(seed)
 
@@ -339,7 +340,7 @@ def test_the_surrogate_corrects_wrong_sensitivities_within_the_budget() -> None:
             guide.learn(
                 [drawn], [math.exp(loss(drawn) + drift + 0.05 * float(torch.randn((), generator=noise)))], [1.0]
             )
-        best = loss(knapsack.solve(theta.tolist(), limits))
+        best = loss(allocation.solve(theta.tolist(), limits))
         gaps.append((loss(start) - best, loss(guide.best()) - best))
     wrong, corrected = (sum(gap) for gap in zip(*gaps, strict=True))
     assert wrong > 0.3
@@ -349,7 +350,7 @@ def test_the_surrogate_corrects_wrong_sensitivities_within_the_budget() -> None:
 def test_a_surrogate_goes_on_from_its_state() -> None:
     theta, limits = problem()
     table = tuple(tuple(row) for row in theta.tolist())
-    start = knapsack.solve(table, limits)
+    start = allocation.solve(table, limits)
     one, other = (Surrogate(table, start, limits) for _ in range(2))
     one.learn([start], [0.3], [1.0])
     other.load_state_dict(one.state_dict())
@@ -368,7 +369,7 @@ def test_reasons_name_what_else_was_possible() -> None:
     found = (0, 2, 1)
     limit = Limit(Prices("bops", ((4.0, 16.0, 64.0),) * 3, 0.0), 84.0)
     losses = [[0.1, 0.05, 0.04], [9.0, 3.0, 0.1], [1.0, 0.2, 0.15]]
-    assert knapsack.solve(losses, [limit]) == found
+    assert allocation.solve(losses, [limit]) == found
     first, second, third = reasons_of(space(), found, losses, [limit])
     assert first.choice == "int2"
     assert "int4 instead would be +14 % of the bops budget and -12 % of the loss;" in first.sentence

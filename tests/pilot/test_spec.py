@@ -16,9 +16,9 @@ import yaml
 from pydantic import BaseModel
 
 import lowbit as lb
+from lowbit.allocation import Budget
 from lowbit.data import Preprocess, from_arrays
 from lowbit.methods.distillation.run import distill
-from lowbit.methods.search.prices import Budget
 from lowbit.methods.search.run import search
 from lowbit.methods.search.space import SPACES
 from lowbit.pilot.spec import DistillSpec, PilotSpec, PreprocessSpec, SearchSpec, load_spec

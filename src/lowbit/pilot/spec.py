@@ -13,11 +13,11 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_core import PydanticCustomError
 
 from lowbit import files
+from lowbit.allocation import Budget, CostName
 from lowbit.errors import FormatError, RecipeError
 from lowbit.families import FamilyName
 from lowbit.formats import parse
 from lowbit.granularity import parse_granularity
-from lowbit.methods.search.prices import Budget, CostName
 from lowbit.methods.search.run import Strategy
 from lowbit.methods.search.sensitivity import SensitivityName
 from lowbit.methods.search.space import SPACES, Choice

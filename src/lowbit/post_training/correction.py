@@ -19,15 +19,16 @@ outputs shrink a little, and logits end a quarter too small.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from lowbit.batches import Batches
+from lowbit.batches import Batch, Batches, call, size_of
 from lowbit.formats import Block
 from lowbit.granularity import PerChannel
-from lowbit.layers import TRANSPOSED, Quantized, channel_axis, output_granularity
+from lowbit.layers import BATCHNORMS, TRANSPOSED, Quantized, channel_axis, output_granularity
 from lowbit.post_training.segments import Value, float_twin, run, walk, working_copy
 from lowbit.quantization import note
 from lowbit.quantizer import Quantizer
@@ -138,3 +139,28 @@ def _moments(layer: nn.Module, part: nn.Module, inputs: list[Value], axis: int) 
         return None
     total = torch.stack(sums).sum(0) / count
     return total[0], (total[1] - total[0] ** 2).clamp(min=0).sqrt()
+
+
+def reestimate(model: nn.Module, batches: Iterable[Batch]) -> None:
+    """Set the statistics of the BatchNorms to those of `batches`, in place: means over all of them.
+
+    Give batches as training sees them, augmented: statistics of plain images would not fit the weights.
+    """
+    norms = [m for m in model.modules() if isinstance(m, BATCHNORMS) and m.running_mean is not None]
+    batches = [batch for batch in batches if size_of(batch) > 1]  # one sample has no variance
+    if not norms or not batches:
+        return
+    momenta = [norm.momentum for norm in norms]
+    model.eval()
+    try:
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # the mean of all batches
+            norm.train()
+        with torch.no_grad():
+            for batch in batches:
+                call(model, batch)
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+            norm.eval()

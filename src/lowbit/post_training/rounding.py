@@ -36,7 +36,7 @@ from lowbit.batches import Batches
 from lowbit.formats import Block, Format
 from lowbit.layers import Quantized
 from lowbit.post_training.covariance import SUPPORTED, Covariance, as_matrix, covariance
-from lowbit.post_training.segments import float_twin, walk, working_copy
+from lowbit.post_training.segments import Segment, float_twin, walk, working_copy
 from lowbit.quantization import note
 from lowbit.quantizer import Quantizer
 from lowbit.scales import weight_scale
@@ -117,16 +117,43 @@ def round_weights(
     """
 
     def fit(layer: Quantized, quantizer: Quantizer, found: Covariance, float_weight: Tensor) -> None:
-        weight = layer.layer.get_parameter("weight")
-        ones = torch.ones_like(quantizer.granularity.blocked(weight))
-        spread = quantizer.granularity.spread(quantizer.scale.detach(), weight.shape)
-        scale = as_matrix(quantizer.granularity.unblocked(ones * spread, weight.shape), layer.layer)
-        h = _damped(found.student, damping)
-        least_squares = torch.linalg.solve(h, float_weight @ _damped(found.cross, damping, found.student), left=False)
-        target = (1 - refit) * float_weight + refit * least_squares
-        weight.data.copy_(second_order(target, scale, h, quantizer.format).reshape(weight.shape))
+        _round(layer, quantizer, found, float_weight, refit, damping)
 
     return _each_layer(student, model, batches, fit, f"round_weights(refit={refit}, damping={damping})", progress)
+
+
+def round_layer(
+    layer: Quantized, twin: nn.Module, segment: Segment, *, refit: float = 0.5, damping: float = 0.01
+) -> RoundedLayer | None:
+    """Round one layer of a block in place, as `round_weights` does all; None if it is left as it is.
+
+    Args:
+        layer: of the student's block.
+        twin: the same layer of the float network.
+        segment: the block, and what enters it.
+        refit, damping: as in `round_weights`.
+    """
+    quantizer = layer.weight_quantizer
+    if _why_not(layer) or (found := covariance(layer, twin, segment)) is None:
+        return None
+    assert isinstance(quantizer, Quantizer)
+    float_weight = as_matrix(twin.get_parameter("weight").detach(), layer.layer).double()
+    before = _error(layer, float_weight, found)
+    _round(layer, quantizer, found, float_weight, refit, damping)
+    return RoundedLayer(quantizer.name, before, _error(layer, float_weight, found))
+
+
+def _round(
+    layer: Quantized, quantizer: Quantizer, found: Covariance, float_weight: Tensor, refit: float, damping: float
+) -> None:
+    weight = layer.layer.get_parameter("weight")
+    ones = torch.ones_like(quantizer.granularity.blocked(weight))
+    spread = quantizer.granularity.spread(quantizer.scale.detach(), weight.shape)
+    scale = as_matrix(quantizer.granularity.unblocked(ones * spread, weight.shape), layer.layer)
+    h = _damped(found.student, damping)
+    least_squares = torch.linalg.solve(h, float_weight @ _damped(found.cross, damping, found.student), left=False)
+    target = (1 - refit) * float_weight + refit * least_squares
+    weight.data.copy_(second_order(target, scale, h, quantizer.format).reshape(weight.shape))
 
 
 def _damped(products: Tensor, damping: float, like: Tensor | None = None) -> Tensor:

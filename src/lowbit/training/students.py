@@ -109,7 +109,7 @@ def projection(student: nn.Module, norms: Sequence[BatchNorm] | None = None) -> 
     """
     quantizers = [module for module in student.modules() if isinstance(module, Quantizer)]
     if norms is None:
-        norms = graph.batchnorms_to_fold(student) if isinstance(student, fx.GraphModule) else []
+        norms = [*graph.batchnorms_to_fold(student).values()] if isinstance(student, fx.GraphModule) else []
     factors = [norm.weight for norm in norms if norm.weight is not None]
 
     def project(_: Tensor) -> None:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from lowbit import allocation
+from lowbit.allocation import Assignment, Limit, Losses
 from lowbit.errors import RecipeError
-from lowbit.methods.search import knapsack
-from lowbit.methods.search.knapsack import Losses
-from lowbit.methods.search.prices import Limit
-from lowbit.methods.search.space import Assignment, Space
+from lowbit.methods.search.space import Space
 
 _SHRUNK = (0.02, 0.05, 0.1, 0.2, 0.5)  # of what there is to decide about
 
@@ -71,11 +70,11 @@ def _worth(losses: Losses, limits: Sequence[Limit]) -> float:
     """How much the best total loss grows for each unit of cost that the first budget shrinks."""
     first, *others = limits
     least, _ = first.prices.extent
-    now = knapsack.solve(losses, limits)
+    now = allocation.solve(losses, limits)
     for shrunk in _SHRUNK:  # until something has to give: costs are coarse
         most = first.prices.total(now) - shrunk * (first.prices.total(now) - least)
         try:
-            then = knapsack.solve(losses, [Limit(first.prices, most), *others])
+            then = allocation.solve(losses, [Limit(first.prices, most), *others])
         except RecipeError:  # another budget forbids what is left
             return 0.0
         grown = sum(row[b] - row[a] for row, a, b in zip(losses, now, then, strict=True))

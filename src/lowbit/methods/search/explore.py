@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from lowbit import files
+from lowbit.allocation import Assignment
 from lowbit.batches import Batch
 from lowbit.errors import DataError
 from lowbit.methods.search.prices import Capped
-from lowbit.methods.search.space import Assignment
 from lowbit.methods.search.supernet import Supernet
 from lowbit.training.objective import Objective
 from lowbit.training.processes import mean_over_processes

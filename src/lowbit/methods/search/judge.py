@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from lowbit.allocation import Assignment, CostName, Limit, Prices
 from lowbit.batches import Batch
-from lowbit.methods.search.prices import CostName, Limit, Prices
 from lowbit.methods.search.sensitivity import Table
-from lowbit.methods.search.space import Assignment
-from lowbit.methods.search.supernet import Supernet, reestimate
+from lowbit.methods.search.supernet import Supernet
+from lowbit.post_training.correction import reestimate
 from lowbit.progress import track
 from lowbit.recipe import Recipe
 from lowbit.training.objective import Objective

@@ -36,8 +36,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from lowbit.allocation import Assignment
 from lowbit.errors import RecipeError, TrainingError
-from lowbit.methods.search.space import Assignment
 
 RewardName = Literal["absolute", "excess", "power", "power-excess"]
 EntropyName = Literal["cosine", "linear", "constant", "heaviside"]

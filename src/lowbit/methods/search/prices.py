@@ -2,60 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol, get_args
+from typing import Protocol
 
+from lowbit.allocation import Assignment, Budget, CostName, Limit, Prices, limit_of
 from lowbit.costs import LayerCost, MeasuredCosts
 from lowbit.errors import RecipeError
-from lowbit.methods.search.space import Assignment, Choice, Space
+from lowbit.methods.search.space import Choice, Space
 from lowbit.methods.search.supernet import Parts
-
-CostName = Literal["bops", "bytes", "latency", "file"]
-
-
-@dataclass(frozen=True)
-class Budget:
-    """The most a network may cost.
-
-    `cost` is ``bops``, ``bytes`` (packed weights and scales), ``latency`` (milliseconds a call) or ``file`` (bytes of
-    the searched layers as the file stores them); the last two need `MeasuredCosts`. `most` is a figure in these units;
-    or `like` names a choice, and the budget is `share` times what the network costs with it in all searched layers.
-    """
-
-    cost: CostName = "bops"
-    most: float | None = None
-    like: str | None = None
-    share: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.cost not in get_args(CostName):
-            raise RecipeError(f"budget cost {self.cost!r} is unknown; expected {', '.join(get_args(CostName))}")
-        if (self.most is None) == (self.like is None):
-            raise RecipeError(f"budget {self.cost}: give either most, a figure, or like, the name of a choice")
-        for name in ("most", "share"):
-            value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value > 0):
-                raise RecipeError(f"budget {self.cost}: {name} is {value}, expected a positive number")
-
-
-@dataclass(frozen=True)
-class Prices:
-    """One kind of cost: `table[decision][choice]`, and `fixed` for all that no decision changes."""
-
-    cost: CostName
-    table: tuple[tuple[float, ...], ...]
-    fixed: float
-
-    def total(self, assignment: Assignment) -> float:
-        """What the whole network costs."""
-        return self.fixed + sum(row[chosen] for row, chosen in zip(self.table, assignment, strict=True))
-
-    @property
-    def extent(self) -> tuple[float, float]:
-        """The least and the most that any assignment costs."""
-        return self.fixed + sum(map(min, self.table)), self.fixed + sum(map(max, self.table))
 
 
 def counted(space: Space, parts: Sequence[Parts]) -> dict[CostName, Prices]:
@@ -116,22 +70,6 @@ class Capped(Protocol):
         """What the whole network costs."""
 
 
-@dataclass(frozen=True)
-class Limit:
-    """A budget in figures."""
-
-    prices: Prices
-    most: float
-
-    def cost(self, assignment: Assignment) -> float:
-        """What the whole network costs."""
-        return self.prices.total(assignment)
-
-    def holds(self, assignment: Assignment) -> bool:
-        """Whether an assignment is within the budget."""
-        return self.prices.total(assignment) <= self.most
-
-
 def limits_of(budgets: Sequence[Budget], space: Space, prices: Mapping[CostName, Prices]) -> tuple[Limit, ...]:
     """The budgets in figures.
 
@@ -146,25 +84,12 @@ def limits_of(budgets: Sequence[Budget], space: Space, prices: Mapping[CostName,
                 f"budget {budget.cost}: nothing was measured; pass measured_costs=measure_formats(...), or budget bops"
             )
         table = prices[budget.cost]
-        if budget.like is None:
-            assert budget.most is not None
-            most = budget.most
-        else:
-            alike = Choice.parse(budget.like)
-            if alike not in space.choices:
+        alike = None
+        if budget.like is not None:
+            choice = Choice.parse(budget.like)
+            if choice not in space.choices:
                 known = ", ".join(map(str, space.choices))
                 raise RecipeError(f"budget {budget.cost}: like {budget.like!r} is no choice of the space ({known})")
-            most = budget.share * table.total(space.uniform(alike))
-        least, dearest = table.extent
-        if most < least:
-            raise RecipeError(
-                f"budget {budget.cost}: {most:.6g} is below {least:.6g}, the cheapest assignment; raise it, or add "
-                "cheaper formats"
-            )
-        if most > dearest:
-            raise RecipeError(
-                f"budget {budget.cost}: {most:.6g} is above {dearest:.6g}, the dearest assignment, which then needs no "
-                "search; lower it, or add dearer formats"
-            )
-        found.append(Limit(table, most))
+            alike = table.total(space.uniform(choice))
+        found.append(limit_of(budget, table, alike))
     return tuple(found)

@@ -11,23 +11,23 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from lowbit import costs, graph
+from lowbit import allocation, costs, graph
+from lowbit.allocation import Assignment, Budget, CostName, Limit, Losses, Prices
 from lowbit.batches import Batch, Batches, mapped
 from lowbit.costs import MeasuredCosts
 from lowbit.errors import RecipeError, TrainingError
 from lowbit.families import FamilyName
-from lowbit.methods.search import knapsack
 from lowbit.methods.search.explain import Reason, reasons_of
 from lowbit.methods.search.explore import Explorer, Sample
 from lowbit.methods.search.fixed import train_found
 from lowbit.methods.search.judge import Judge, Point
-from lowbit.methods.search.knapsack import Losses
 from lowbit.methods.search.policy import Controller, Policy, unlikeliness
-from lowbit.methods.search.prices import Budget, CostName, Limit, Prices, counted, limits_of, measured
+from lowbit.methods.search.prices import counted, limits_of, measured
 from lowbit.methods.search.sensitivity import SensitivityName, Table, by_fisher, by_loss
-from lowbit.methods.search.space import Assignment, Space, space_of
-from lowbit.methods.search.supernet import Supernet, parts_of, reestimate
+from lowbit.methods.search.space import Space, space_of
+from lowbit.methods.search.supernet import Supernet, parts_of
 from lowbit.methods.search.surrogate import Surrogate
+from lowbit.post_training.correction import reestimate
 from lowbit.quantization import calibrate, note, quantize
 from lowbit.recipe import Recipe, Rule
 from lowbit.training.keeping import Epoch
@@ -200,10 +200,7 @@ def search(
     objective, limits = ground.objective, ground.limits
     place = None if folder is None else Path(folder)
     table = _sensitivities(ground, sensitivity, seed, progress)
-    judge = Judge(ground.net, objective, ground.prices, limits, table, as_trained(train, augment, seed))
-    starts = {"sensitivities": knapsack.solve(table, limits), **({} if exact else _narrow(space, table, limits))}
-    judged = judge.points(starts if by != "knapsack" and not exact else {}, "compare starts", progress=progress)
-    first = space.assignment(min(judged, key=lambda point: point.loss).choices) if judged else starts["sensitivities"]
+    first = allocation.solve(table, limits)
     exploring = 0 if by == "knapsack" else max(1, round(explore * epochs * length))
     guide = None if by == "knapsack" else _guide(by, table, first, ground, exploring, controller, start)
     about: dict[str, object] = {
@@ -217,9 +214,8 @@ def search(
     about |= {"choices": [*map(str, space.choices)], "layers": [d.name for d in space.decisions]}
     samples = () if guide is None else _explored(ground, guide, Steps(train, length, exploring), place, about, training)
     losses: Losses = guide.losses() if isinstance(guide, Surrogate) else table
-    tried = _proposed(guide, space, limits) | starts
-    uniform = {f"uniform {choice}": space.uniform(choice) for choice in space.choices}
-    candidates = judge.points(tried | uniform, "compare candidates", progress=progress)
+    judge = Judge(ground.net, objective, ground.prices, limits, table, as_trained(train, augment, seed))
+    candidates = judge.points(_candidates(ground, first, guide), "compare candidates", progress=progress)
     front = judge.points(_ladder(losses, limits), "compare the front", progress=progress)
     best = min((point for point in (*candidates, *front) if point.fits), key=lambda point: point.loss)
     found = candidates[0] if exact else best
@@ -356,41 +352,21 @@ def _guide(
     return Policy(len(space.decisions), len(space.choices), steps, controller, start=near)
 
 
-def _proposed(guide: Policy | Surrogate | None, space: Space, limits: Sequence[Limit]) -> dict[str, Assignment]:
-    """What the exploring phase found."""
+def _candidates(ground: _Ground, first: Assignment, guide: Policy | Surrogate | None) -> dict[str, Assignment]:
+    """What the final assignment is chosen from: what was found, where it began, and uniform assignments."""
+    space, found = ground.space, {}
     if isinstance(guide, Surrogate):
-        narrow = _narrow(space, guide.losses(), limits)
-        return {"surrogate": guide.best(), **{f"surrogate {name}": one for name, one in narrow.items()}}
+        found["surrogate"] = guide.best()
     if isinstance(guide, Policy):
-        return {"policy": guide.best(), "policy within the budget": knapsack.solve(unlikeliness(guide), limits)}
-    return {}
-
-
-def _narrow(space: Space, losses: Losses, limits: Sequence[Limit]) -> dict[str, Assignment]:
-    """The best mixtures of a few neighboring formats within the budget.
-
-    Losses that add up are true of small ones only: what a layer in 2 bits costs is more than the sum says where others
-    are in few bits too, so assignments closer to a uniform one can be better than the sum's best.
-    """
-    total = {number: limits[0].cost(space.uniform(choice)) for number, choice in enumerate(space.choices)}
-    order = sorted(total, key=lambda number: total[number])
-    below = [number for number in order if total[number] <= limits[0].most]
-    found = {}
-    for low in below:
-        for high in order[len(below) :]:
-            among = order[order.index(low) : order.index(high) + 1]
-            out = [number for number in order if number not in among]
-            try:
-                assignment = knapsack.solve(losses, limits, without=out)
-            except RecipeError:
-                continue  # another budget forbids them all
-            found[f"between {space.choices[low]} and {space.choices[high]}"] = assignment
-    return found
+        found["policy"] = guide.best()
+        found["policy within the budget"] = allocation.solve(unlikeliness(guide), ground.limits)
+    found["sensitivities"] = first
+    return found | {f"uniform {choice}": space.uniform(choice) for choice in space.choices}
 
 
 def _ladder(losses: Losses, limits: Sequence[Limit]) -> dict[str, Assignment]:
     """Some assignments of the front, from the cheapest to the dearest."""
-    every = knapsack.front(losses, limits[0].prices, limits[1:])
+    every = allocation.front(losses, limits[0].prices, limits[1:])
     chosen = sorted({round(i * (len(every) - 1) / max(1, _FRONT - 1)) for i in range(_FRONT)})
     return {f"front {number}": every[i] for number, i in enumerate(chosen, 1)}
 

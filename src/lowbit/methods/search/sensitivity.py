@@ -25,13 +25,13 @@ from collections.abc import Iterable
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from lowbit.batches import Batch, call, output_tensor
 from lowbit.errors import DataError
 from lowbit.methods.search.space import Space
 from lowbit.methods.search.supernet import Call, Supernet
+from lowbit.objectives import surprise_of
 from lowbit.progress import track
 from lowbit.training.objective import Objective
 
@@ -76,7 +76,7 @@ def by_fisher(net: Supernet, batches: list[Batch], *, classes: bool, seed: int =
         with net.watched() as calls:
             output = output_tensor(call(net.student, batch)).float()
             count += len(output)
-            surprise = _surprise(output, classes, generator)
+            surprise = surprise_of(output, generator, classes=classes)
         ys = [y for seen in calls.values() for *_, y in seen]
         gradients = iter(torch.autograd.grad(surprise, ys, allow_unused=True))
         for layer, seen in calls.items():
@@ -94,16 +94,6 @@ def _weighted_errors(net: Supernet, layer: str, one: Call, g: Tensor) -> Tensor:
     with torch.no_grad():
         moved = [net.output_of(layer, number, one) - y for number in range(len(net.space.choices))]
         return torch.stack([(g * error).double().flatten(1).sum(1).square().sum().cpu() / 2 for error in moved])
-
-
-def _surprise(output: Tensor, classes: bool, generator: torch.Generator) -> Tensor:
-    """The negative log-likelihood, summed over samples, of outputs drawn from the network's own distribution."""
-    if not classes:
-        noise = torch.randn(output.shape, generator=generator).to(output)
-        return (output * noise).sum() / float(output.detach().std().clamp(min=1e-12))
-    scores = output.movedim(1, -1).flatten(0, -2)
-    drawn = torch.multinomial(scores.detach().softmax(1).cpu(), 1, generator=generator)[:, 0]
-    return F.cross_entropy(scores, drawn.to(scores.device), reduction="sum")
 
 
 def _table(values: Iterable[float], space: Space) -> Table:

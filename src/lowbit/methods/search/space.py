@@ -6,16 +6,14 @@ import glob
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeAlias
 
 from torch import nn
 
+from lowbit.allocation import Assignment
 from lowbit.errors import FormatError, RecipeError
 from lowbit.formats import Format, parse
 from lowbit.layers import weighted_layers, why_not
 from lowbit.recipe import Recipe, Rule
-
-Assignment: TypeAlias = "tuple[int, ...]"  # the number of the choice, decision by decision
 
 SPACES: dict[str, tuple[str, ...]] = {
     "fliqs-s-int": ("int4", "int8"),

@@ -7,21 +7,20 @@ that comes with a choice are its scales.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 
 from lowbit import costs, families, graph
-from lowbit.batches import Batch, call, size_of
+from lowbit.batches import Batch
 from lowbit.costs import LayerCost
 from lowbit.errors import RecipeError
 from lowbit.families import FamilyName
 from lowbit.formats import Block, Int
-from lowbit.layers import BATCHNORMS, Quantized
+from lowbit.layers import Quantized
 from lowbit.methods.search.space import Choice, Space
 from lowbit.quantization import calibrate, quantize
 from lowbit.quantizer import Quantizer
@@ -124,7 +123,8 @@ class Supernet(nn.Module):
         bare = space.with_choices(dict.fromkeys(space.layers, any_format))
         self.student = _student(model, bare, batches, quantizer, exact)
         # found while quantizers can still be asked whether their scales take factors up
-        self.norms = graph.batchnorms_to_fold(self.student) if isinstance(self.student, fx.GraphModule) else []
+        traced = self.student if isinstance(self.student, fx.GraphModule) else None
+        self.norms = [*graph.batchnorms_to_fold(traced).values()] if traced else []
         self._switches: dict[str, tuple[Switch, Switch]] = {}
         for layer in space.layers:
             quantized = self.student.get_submodule(layer)
@@ -187,28 +187,3 @@ class Supernet(nn.Module):
         own = copied.state_dict()
         copied.load_state_dict({name: found.get(name, tensor) for name, tensor in own.items()})
         return copied
-
-
-def reestimate(model: nn.Module, batches: Iterable[Batch]) -> None:
-    """Set the statistics of the BatchNorms to those of `batches`, in place: means over all of them.
-
-    Give batches as training sees them, augmented: statistics of plain images would not fit the weights.
-    """
-    norms = [m for m in model.modules() if isinstance(m, BATCHNORMS) and m.running_mean is not None]
-    batches = [batch for batch in batches if size_of(batch) > 1]  # one sample has no variance
-    if not norms or not batches:
-        return
-    momenta = [norm.momentum for norm in norms]
-    model.eval()
-    try:
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None  # the mean of all batches
-            norm.train()
-        with torch.no_grad():
-            for batch in batches:
-                call(model, batch)
-    finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-            norm.eval()

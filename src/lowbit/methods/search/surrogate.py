@@ -24,12 +24,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from lowbit.allocation import Assignment, Limit, solve
 from lowbit.errors import TrainingError
-from lowbit.methods.search.knapsack import solve
-from lowbit.methods.search.prices import Limit
 from lowbit.methods.search.regression import Regression
 from lowbit.methods.search.sensitivity import Table
-from lowbit.methods.search.space import Assignment
 
 _DECAY = 0.95  # of the moving average
 _DOUBT, _LEAST_DOUBT = 0.5, 0.05  # of theta: as a share of it, and in itself

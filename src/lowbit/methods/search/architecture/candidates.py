@@ -7,15 +7,14 @@ from dataclasses import dataclass
 
 import torch
 
+from lowbit.allocation import Assignment, CostName
 from lowbit.batches import Batch
 from lowbit.methods.search.architecture.combined import Combined, CombinedLimit, CombinedPrices
 from lowbit.methods.search.architecture.effects import Effects
 from lowbit.methods.search.architecture.repair import within
 from lowbit.methods.search.judge import JUDGED
 from lowbit.methods.search.policy import Policy, unlikeliness
-from lowbit.methods.search.prices import CostName
-from lowbit.methods.search.space import Assignment
-from lowbit.methods.search.supernet import reestimate
+from lowbit.post_training.correction import reestimate
 from lowbit.progress import track
 from lowbit.recipe import Recipe
 from lowbit.training.objective import Objective

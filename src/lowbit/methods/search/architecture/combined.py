@@ -14,13 +14,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lowbit.allocation import Assignment, Budget, CostName
 from lowbit.errors import RecipeError
 from lowbit.formats import Block, Format
 from lowbit.granularity import PerGroup, PerTensor
 from lowbit.methods.search.architecture.elastic import ElasticMobileNet
 from lowbit.methods.search.architecture.plan import LayerShape, Plan
-from lowbit.methods.search.prices import Budget, CostName
-from lowbit.methods.search.space import Assignment, Choice, Space
+from lowbit.methods.search.space import Choice, Space
 from lowbit.recipe import Recipe, Rule
 
 _FLOAT_BITS = 32

@@ -28,11 +28,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from lowbit.allocation import Assignment
 from lowbit.errors import TrainingError
 from lowbit.methods.search.architecture.combined import CombinedLimit
 from lowbit.methods.search.architecture.repair import solve
 from lowbit.methods.search.regression import Regression
-from lowbit.methods.search.space import Assignment
 
 _SPREAD = 0.1  # of differences, until it is known: a share of the loss
 _FIRST = 5  # differences that this guess counts as

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from lowbit.allocation import Assignment
 from lowbit.methods.search.architecture.combined import CombinedLimit
-from lowbit.methods.search.space import Assignment
 
 Losses = Sequence[Sequence[float]]  # [decisions][options]
 _FULL = 0.98  # of a budget

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from lowbit import graph
+from lowbit.allocation import Budget, CostName
 from lowbit.batches import Batch, Batches, inputs_of, mapped
 from lowbit.errors import DataError, RecipeError, TrainingError
 from lowbit.families import FamilyName
@@ -22,7 +23,6 @@ from lowbit.methods.search.architecture.elastic import ElasticMobileNet
 from lowbit.methods.search.explore import Explorer, Sample
 from lowbit.methods.search.fixed import train_found
 from lowbit.methods.search.policy import Controller, Policy
-from lowbit.methods.search.prices import Budget, CostName
 from lowbit.methods.search.space import space_of
 from lowbit.quantization import note, quantize
 from lowbit.recipe import Recipe, Rule

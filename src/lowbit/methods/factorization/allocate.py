@@ -1,0 +1,225 @@
+"""Which layer becomes what, under a budget: chains of several rates and formats against dense layers of several bits.
+
+Each option of each layer has a price and a predicted loss, and the knapsack is solved exactly (`lowbit.allocation`).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from lowbit import allocation, costs, layers
+from lowbit.allocation import Assignment, Budget, CostName, Limit, Losses, Prices, limit_of
+from lowbit.batches import Batch
+from lowbit.costs import Cost, LayerCost, MeasuredCosts
+from lowbit.errors import RecipeError
+from lowbit.formats import Block, Format
+from lowbit.methods.factorization.chains import MIDDLE, chain_of, product_of
+from lowbit.methods.factorization.choices import dense_weight, losses_of
+from lowbit.methods.factorization.factors import Chain, Solution
+from lowbit.recipe import Rule
+
+_POINTS = 17  # of a front that is searched
+
+
+@dataclass(frozen=True)
+class Option:
+    """What a layer can become: a chain, or for None the dense layer; `rule` has its formats."""
+
+    name: str
+    chain: Chain | None
+    rule: Rule
+
+
+Options = Mapping[str, Sequence[Option]]
+Picks = dict[str, Option]
+
+
+@dataclass(frozen=True)
+class Priced:
+    """Options and what each costs, by kind of cost; `dense` is the network with no chain at all."""
+
+    options: Options
+    prices: Mapping[CostName, Prices]
+    dense: Cost
+
+    def picks(self, assignment: Assignment) -> Picks:
+        """The options that an assignment chooses."""
+        return {name: several[n] for (name, several), n in zip(self.options.items(), assignment, strict=True)}
+
+    def losses(
+        self,
+        twin: nn.Module,
+        solved: Mapping[tuple[str, Chain | None], Solution],
+        batches: Sequence[Batch],
+        *,
+        seed: int,
+        progress: bool,
+    ) -> list[list[float]]:
+        """What the outputs are predicted to lose with each option, in the order of the options."""
+        weights = {}
+        for name, several in self.options.items():
+            layer = twin.get_submodule(name)
+            weights[name] = [
+                product_of(layer, one.chain.kind, solved[name, one.chain].groups)
+                if one.chain
+                else dense_weight(name, layer, one.rule)
+                for one in several
+            ]
+        return [*losses_of(twin, weights, batches, seed=seed, progress=progress).values()]
+
+    def front(self, losses: Losses) -> list[Picks]:
+        """The best options for a ladder of budgets in BOPs, cheapest first."""
+        every = allocation.front(losses, self.prices["bops"], points=_POINTS)
+        return [self.picks(assignment) for assignment in every]
+
+
+def priced(
+    twin: nn.Module,
+    rules: Mapping[str, Rule | None],
+    options: Options,
+    example: Batch,
+    measured: MeasuredCosts | None = None,
+) -> Priced:
+    """What the options cost.
+
+    Args:
+        twin: the float network.
+        rules: of all its layers.
+        options: by layer.
+        example: a batch to count with.
+        measured: what a runtime takes, by layer and the name of an option.
+
+    Raises:
+        RecipeError: the measurement lacks an option.
+    """
+    counted = _counted(twin, example)
+    dense = {name: one.in_formats(rules[name]) for name, one in counted.items()}
+    chains = _counted_chains(twin, options, example)
+    rows: dict[tuple[str, str], list[LayerCost]] = {}
+    for name, several in options.items():
+        for option in several:
+            if (chain := option.chain) is None:
+                rows[name, option.name] = [counted[name].in_formats(option.rule)]
+            else:
+                rows[name, option.name] = [
+                    one.in_formats(option.rule, chain.middle if part == MIDDLE else chain.weights)
+                    for part, one in chains[name, chain].items()
+                ]
+    fixed = [row for name, row in dense.items() if name not in options]
+    prices: dict[CostName, Prices] = {
+        "bops": _prices("bops", options, rows, fixed),
+        "bytes": _prices("bytes", options, rows, fixed),
+    }
+    if measured is not None:
+        prices |= _measured(options, measured)
+    return Priced(options, prices, Cost(tuple(dense.values()), sum(p.numel() for p in twin.parameters())))
+
+
+@dataclass(frozen=True)
+class _Counted:
+    """A float layer's costs, and how many output channels, each with a scale, it has."""
+
+    row: LayerCost
+    channels: int
+
+    def in_formats(self, rule: Rule | None, weights: Format | None = None) -> LayerCost:
+        """The costs in the formats of a rule, or with weights in another one."""
+        row, weights = self.row, weights or (rule.weights if rule else None)
+        if rule and rule.activations:
+            bits = rule.activations.bits
+            row = replace(
+                row, activation_bits=bits, activation_bytes=row.activation_bytes * bits // row.activation_bits
+            )
+        if weights is None:
+            return row
+        stored = -(-row.parameters * weights.bits // 8) + 4 * self.channels
+        code_bits = weights.bits_with_scale if isinstance(weights, Block) else weights.bits
+        return replace(row, weight_bits=code_bits, weight_bytes=stored)
+
+
+def _counted(model: nn.Module, example: Batch) -> dict[str, _Counted]:
+    rows = costs.cost(model, example).layers
+    return {row.name: _Counted(row, len(model.get_submodule(row.name).get_parameter("weight"))) for row in rows}
+
+
+def _counted_chains(twin: nn.Module, options: Options, example: Batch) -> dict[tuple[str, Chain], dict[str, _Counted]]:
+    """The layers of every chain, counted in float networks that have one chain for each layer at a time."""
+    waiting = {name: list(dict.fromkeys(o.chain for o in several if o.chain)) for name, several in options.items()}
+    found: dict[tuple[str, Chain], dict[str, _Counted]] = {}
+    while any(waiting.values()):
+        turn = {name: several.pop() for name, several in waiting.items() if several}
+        model = copy.deepcopy(twin)
+        for name, chain in turn.items():
+            layer = model.get_submodule(name)
+            model = layers.replace(model, layer, chain_of(layer, chain.kind, chain.rank))
+        for whole, one in _counted(model, example).items():
+            name, _, part = whole.rpartition(".")
+            if name in turn:
+                found.setdefault((name, turn[name]), {})[part] = one
+    return found
+
+
+def _prices(
+    cost: CostName, options: Options, rows: Mapping[tuple[str, str], Sequence[LayerCost]], fixed: Sequence[LayerCost]
+) -> Prices:
+    def of(several: Sequence[LayerCost]) -> float:
+        return float(sum(row.bops if cost == "bops" else row.weight_bytes for row in several))
+
+    table = tuple(tuple(of(rows[name, one.name]) for one in several) for name, several in options.items())
+    return Prices(cost, table, of(fixed))
+
+
+def _measured(options: Options, found: MeasuredCosts) -> dict[CostName, Prices]:
+    """Milliseconds and file bytes; what belongs to no layer is shared by all, see `MeasuredCosts.total_ms`."""
+    for name, several in options.items():
+        for one in several:
+            if one.name not in found.milliseconds.get(name, {}):
+                raise RecipeError(f"the measured costs lack layer {name!r} in {one.name!r}; measure all of its choices")
+    share = 1 / len(found.milliseconds)
+    times = tuple(
+        tuple(found.milliseconds[name][one.name] + share * found.rest_ms[one.name] for one in several)
+        for name, several in options.items()
+    )
+    sizes = tuple(tuple(float(found.file_bytes[n][one.name]) for one in several) for n, several in options.items())
+    return {"latency": Prices("latency", times, 0.0), "file": Prices("file", sizes, 0.0)}
+
+
+def allocated(options: Priced, losses: Losses, budget: Budget) -> tuple[Limit, Picks]:
+    """The options of least predicted loss within a budget.
+
+    Where the budget is a latency, a chain that takes as long as one of the layer's dense options or longer is out.
+
+    Raises:
+        RecipeError: a cost that was not measured, a choice that does not exist, or a budget that cannot be met or needs
+            no choice.
+    """
+    if budget.cost not in options.prices:
+        raise RecipeError(f"budget {budget.cost}: nothing was measured; pass measured_costs, or budget bops")
+    prices, alike = options.prices[budget.cost], None
+    if budget.like is not None:
+        names = [[one.name for one in several] for several in options.options.values()]
+        if not all(budget.like in several for several in names):
+            raise RecipeError(f"budget {budget.cost}: not all layers have choice {budget.like!r}; name another")
+        alike = prices.total(tuple(several.index(budget.like) for several in names))
+    limit = limit_of(budget, prices, alike)
+    out = set(_slower(options, prices) if budget.cost == "latency" else ())
+    kept = [[n for n in range(len(row)) if (d, n) not in out] for d, row in enumerate(losses)]
+
+    def left(table: Losses) -> tuple[tuple[float, ...], ...]:
+        return tuple(tuple(row[n] for n in numbers) for row, numbers in zip(table, kept, strict=True))
+
+    found = allocation.solve(left(losses), [replace(limit, prices=replace(prices, table=left(prices.table)))])
+    return limit, options.picks(tuple(ns[n] for ns, n in zip(kept, found, strict=True)))
+
+
+def _slower(options: Priced, prices: Prices) -> list[tuple[int, int]]:
+    """Chains that are not faster than the fastest dense option of their layer."""
+    found = []
+    for d, (several, row) in enumerate(zip(options.options.values(), prices.table, strict=True)):
+        dense = min((ms for one, ms in zip(several, row, strict=True) if one.chain is None), default=float("inf"))
+        found += [(d, n) for n, (one, ms) in enumerate(zip(several, row, strict=True)) if one.chain and ms >= dense]
+    return found
