@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from lowbit.methods.distillation.teacher import check_teacher as check_teacher
     from lowbit.methods.factorization.run import Factorization as Factorization
     from lowbit.methods.factorization.run import factorize as factorize
+    from lowbit.methods.factorization.variants import chain_variants as chain_variants
     from lowbit.methods.search.architecture.elastic import ElasticMobileNet as ElasticMobileNet
     from lowbit.methods.search.architecture.plan import Plan as Plan
     from lowbit.methods.search.architecture.plan import Stage as Stage
@@ -82,6 +83,7 @@ _HOMES = {
     "lowbit.methods.distillation.run": ("Distillation", "distill"),
     "lowbit.methods.distillation.teacher": ("check_teacher",),
     "lowbit.methods.factorization.run": ("Factorization", "factorize"),
+    "lowbit.methods.factorization.variants": ("chain_variants",),
     "lowbit.methods.search.architecture.elastic": ("ElasticMobileNet",),
     "lowbit.methods.search.architecture.plan": ("Plan", "Stage"),
     "lowbit.methods.search.architecture.run": ("JointSearch", "search_architecture"),

@@ -104,9 +104,13 @@ def apply(
     opset: Annotated[int, typer.Option("--opset", help="21, or 25 to store 2-bit weights in 2 bits.")] = 21,
     limit: Annotated[int, typer.Option("--limit", help="Calibrate on so many samples.", min=1)] = 1024,
     seed: Annotated[int, typer.Option("--seed", help="Which samples.")] = 0,
-    level: Annotated[str, typer.Option("--level", help="Effort: fast, balanced or best (minutes).")] = "balanced",
+    level: Annotated[
+        str, typer.Option("--level", help="Effort: fast, balanced or best (minutes). A factorized network has none.")
+    ] = "balanced",
 ) -> None:
     """Turn one recipe into one verified ONNX file with its manifest.
+
+    The recipe may be one that a pilot found: formats of a search, or layers that became chains of small ones.
 
     **Example**: lowbit apply recipe.yaml --model lowbit.models:resnet20 --weights resnet20.safetensors
     --data calibration.npz
@@ -114,11 +118,12 @@ def apply(
     from lowbit import models
     from lowbit.export.onnx import MANIFEST, export_onnx
     from lowbit.export.verify import verify as check
+    from lowbit.pilot.factorized import student_of
+    from lowbit.pilot.spec import load_recipe
     from lowbit.post_training.levels import post_train
     from lowbit.quantization import coverage
-    from lowbit.recipe import Recipe
 
-    checked, read = _runtime(runtime), Recipe.load(recipe)
+    checked, (read, chains) = _runtime(runtime), load_recipe(recipe)
     out.mkdir(parents=True, exist_ok=True)
     network = models.load(model, weights, Path.cwd())
     spec, base = _data_spec(data)
@@ -126,8 +131,12 @@ def apply(
     if spec.limit is None and len(samples) > limit:
         samples = samples.take(limit, seed)
     batches = samples.batches(max(1, min(100, len(samples) // 8)))
-    student, did = post_train(network, read, batches, level=cast("Level", level), seed=seed)
-    typer.echo(f"level {level}: {did}")
+    if chains is None:
+        student, did = post_train(network, read, batches, level=cast("Level", level), seed=seed)
+        typer.echo(f"level {level}: {did}")
+    else:
+        student, found = student_of(network, read, chains, batches, spec.preprocess.black(), seed=seed)
+        typer.echo(str(found))
     example = next(iter(samples.batches(2)))[0]
     provenance = {
         "seed": seed,

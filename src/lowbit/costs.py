@@ -113,11 +113,9 @@ def _layer_cost(name: str, module: nn.Module, reads: Quantizer | None, calls: li
     layer, holds = module, None
     if isinstance(module, Quantized):
         layer, holds = module.layer, module.weight_quantizer
-    shape = holds.shape if isinstance(holds, Codes) else layer.get_parameter("weight").shape
+    shape = holds.shape if isinstance(holds, Codes) else shape_of(layer)
     bits = _bits(holds.format) if holds else _FLOAT_BITS
     activation_bits = reads.format.bits if reads else _FLOAT_BITS
-    scale_bytes = _scale_bytes(holds) if holds else 0
-    code_bits = holds.format.bits if holds else _FLOAT_BITS
     multiplied = 0 if isinstance(layer, nn.Embedding) else sum(_macs(layer, shape, i, o) for i, o in calls)
     return LayerCost(
         name,
@@ -126,7 +124,7 @@ def _layer_cost(name: str, module: nn.Module, reads: Quantizer | None, calls: li
         macs=multiplied,
         weight_bits=bits,
         activation_bits=activation_bits,
-        weight_bytes=-(-shape.numel() * code_bits // 8) + scale_bytes,
+        weight_bytes=stored_bytes(shape, holds) if holds else 4 * shape.numel(),
         activation_bytes=max((-(-(i + o) * activation_bits // 8) for i, o in calls), default=0),
     )
 
@@ -136,6 +134,17 @@ def _macs(layer: nn.Module, shape: torch.Size, inputs: int, outputs: int) -> int
     if isinstance(layer, TRANSPOSED):
         return inputs * shape[1:].numel()
     return outputs * shape[1:].numel()
+
+
+def shape_of(layer: nn.Module) -> torch.Size:
+    """The shape of a layer's weight, parametrized or not."""
+    weight: Tensor = layer.weight  # type: ignore[assignment]
+    return weight.shape
+
+
+def stored_bytes(shape: torch.Size, holds: Quantizer | Codes) -> int:
+    """Bytes of a weight's packed codes and scales."""
+    return -(-shape.numel() * holds.format.bits // 8) + _scale_bytes(holds)
 
 
 def _scale_bytes(holds: Quantizer | Codes) -> int:

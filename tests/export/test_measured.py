@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
-import onnx
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lowbit.costs import MeasuredCosts
-from lowbit.errors import DataError, ExportError, LayerError
-from lowbit.export import measured, runtime
-from lowbit.export.measured import Additivity, Parts, attribute, check_additivity, measure_formats
+from lowbit.errors import DataError, ExportError, LayerError, RecipeError
+from lowbit.export import measured, runtime, tables
+from lowbit.export.measured import Additivity, attribute, check_additivity, measure_formats
 from lowbit.export.onnx import export_onnx
-from lowbit.export.runtime import Operator, RuntimeName, Session, open_session
-from lowbit.quantization import calibrate, quantize
+from lowbit.export.owners import Parts
+from lowbit.export.runtime import RuntimeName, Session
+from lowbit.formats import Int
 from lowbit.recipe import Recipe, Rule
 
 RUNTIMES = [
@@ -35,7 +35,6 @@ RUNTIMES = [
     for name in get_args(RuntimeName)
 ]
 IMAGES = torch.linspace(-2, 2, 2 * 3 * 8 * 8).reshape(2, 3, 8, 8).sin()
-TOKENS = torch.arange(10).reshape(2, 5) % 7
 FLOAT = Recipe((Rule(),), glue=None)
 RECIPES = {
     "float32": FLOAT,
@@ -54,21 +53,17 @@ def small() -> nn.Sequential:
     ).eval()
 
 
-class Tokens(nn.Module):
-    """A layer called twice, products of more than two dimensions whose bias is added apart, and a lookup."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.emb = nn.Embedding(7, 16)
-        self.up = nn.Linear(16, 32)
-        self.down = nn.Linear(32, 16, bias=False)
-        self.head = nn.Linear(16, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.emb(x)
-        for _ in range(2):
-            x = x + self.down(torch.relu(self.up(x)))
-        return self.head(x.mean(1))  # type: ignore[no-any-return]
+def chained(*names: str) -> nn.Sequential:
+    """The same, with chains in the place of layers."""
+    model = small()
+    for name in names:
+        chain: OrderedDict[str, nn.Module] = OrderedDict(
+            reduce=nn.Conv2d(4, 3, 1, bias=False),
+            spatial=nn.Conv2d(3, 3, 3, padding=1, groups=3, bias=False),
+            expand=nn.Conv2d(3, 4, 1),
+        )
+        model[int(name)] = nn.Sequential(chain)
+    return model.eval()
 
 
 def measure(
@@ -76,12 +71,12 @@ def measure(
     layers: Sequence[str] = LAYERS,
     *,
     model: nn.Module | None = None,
+    models: Mapping[str, nn.Module] | None = None,
     runtime: RuntimeName = "onnxruntime",
     cache: Path | None = None,
 ) -> MeasuredCosts:
-    return measure_formats(
-        model or small(), recipes, layers, [IMAGES], IMAGES, runtime=runtime, repeats=1, cache=cache, progress=False
-    )
+    timing: dict[str, Any] = {"runtime": runtime, "repeats": 1, "cache": cache, "progress": False}
+    return measure_formats(model or small(), recipes, layers, [IMAGES], IMAGES, models=models, **timing)
 
 
 @pytest.fixture(scope="module")
@@ -94,11 +89,12 @@ def costs(cache: Path) -> MeasuredCosts:
     return measure(RECIPES, cache=cache)
 
 
+def stop(*_: object) -> None:
+    raise AssertionError("measured")
+
+
 @pytest.fixture
 def no_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
-    def stop(*_: object) -> None:
-        raise AssertionError("measured")
-
     monkeypatch.setattr(measured._Files, "add", stop)
 
 
@@ -164,54 +160,96 @@ def test_a_model_that_is_a_layer() -> None:
     assert min(found.milliseconds[""].values()) > 0
 
 
-# Which layer an operator belongs to
-
-
-def owned(recipe: Recipe | None, folder: Path, name: RuntimeName) -> tuple[tuple[Operator, ...], list[str | None]]:
-    torch.manual_seed(0)
-    model: nn.Module = Tokens().eval()
-    layers = ["emb", "up", "down", "head"]
-    if recipe:
-        model = quantize(model, recipe)
-        calibrate(model, [TOKENS], progress=False)
-    path = export_onnx(model, folder / "m.onnx", TOKENS).path
-    running = open_session(path, runtime=name).graph()
-    return running, Parts(onnx.load(path).graph, layers).owners(running)
+# Layers that are several in a choice
 
 
 @pytest.mark.parametrize("name", RUNTIMES)
 @pytest.mark.parametrize(
-    "recipe", [None, *(Recipe.uniform(w, "int8") for w in ("int8", "e4m3"))], ids=["-", "i8", "f8"]
+    "recipe",
+    [FLOAT, *(Recipe.uniform(w, a) for w, a in (("int8", "int8"), ("int4", None), ("e4m3", "int8")))],
+    ids=["-", "i8", "w4", "f8"],
 )
-def test_each_product_is_its_layers(recipe: Recipe | None, name: RuntimeName, tmp_path: Path) -> None:
-    running, owners = owned(recipe, tmp_path, name)
-    products = [owner for o, owner in zip(running, owners, strict=True) if {"MatMul", "Gemm", "Fully"} & words(o.kind)]
-    assert products == ["up", "down", "up", "down", "head"]
-    assert owners.count("emb") >= 1
+def test_all_of_a_chain_is_its_layers(recipe: Recipe, name: RuntimeName, monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[Counter[str | None]] = []
+
+    def count(
+        times: Sequence[float], owners: Sequence[str | None], layers: Sequence[str], whole: float
+    ) -> tuple[dict[str, float], float]:
+        found.append(Counter(owners))
+        return attribute(times, owners, layers, whole)
+
+    monkeypatch.setattr(measured, "attribute", count)
+    monkeypatch.setattr(measured, "_PASSES", 1)
+    costs = measure({"dense": recipe, "chain": recipe}, models={"chain": chained("2", "4")}, runtime=name)
+    dense, chain = found
+    assert chain[None] <= dense[None]  # nothing of a chain is the rest
+    for layer in ("2", "4"):
+        assert chain[layer] >= dense[layer] + 2
+        assert min(costs.milliseconds[layer].values()) > 0
+    assert costs.total_ms(dict.fromkeys(LAYERS, "chain")) == pytest.approx(costs.whole_ms["chain"])
 
 
-def words(kind: str) -> set[str]:
-    return {word for word in ("MatMul", "Gemm", "Fully") if word in kind}
+@pytest.fixture(scope="module")
+def chains() -> MeasuredCosts:
+    recipes = {choice: RECIPES[choice] for choice in ("int8", "w4")}
+    models = {"both": chained("2", "4"), "one": chained("2"), "all": chained("2", "4")}
+    return measure({**recipes, "both": RECIPES["int8"], "one": RECIPES["int8"], "all": FLOAT}, models=models)
 
 
-def test_conversions_go_to_the_layer_that_needs_them(tmp_path: Path) -> None:
-    running, owners = owned(Recipe.uniform("e4m3", "int8"), tmp_path, "onnxruntime")
-    of = Counter(zip(owners, (o.kind for o in running), strict=True))
-    assert {kind: n for (owner, kind), n in of.items() if owner == "up"} == {
-        **{"MatMul": 2, "Add": 2},  # the bias
-        **{"DequantizeLinear": 2, "Clip": 2, "QuantizeLinear": 2},  # floats that it reads, and that it returns
-    }
-    assert of["emb", "QuantizeLinear"] == 1
-    assert of["head", "QuantizeLinear"] == 1  # behind a mean, which is no layer: for the layer that reads it
-    assert {kind for owner, kind in of if owner is None} == {"QLinearAdd", "DequantizeLinear", "ReduceMean"}
+def test_a_table_with_chains(chains: MeasuredCosts) -> None:
+    choices = {"int8", "w4", "both", "one", "all"}
+    assert chains.refused == {}
+    assert all(rows.keys() == choices for rows in chains.milliseconds.values())
+    for choice, whole in chains.whole_ms.items():
+        assert chains.total_ms(dict.fromkeys(LAYERS, choice)) == pytest.approx(whole)
 
 
-def test_a_float_kernel_that_takes_in_what_follows(tmp_path: Path) -> None:
-    path = export_onnx(small(), tmp_path / "m.onnx", IMAGES).path
-    running = open_session(path).graph()
-    owners = Parts(onnx.load(path).graph, LAYERS).owners(running)
-    convolutions = [owner for o, owner in zip(running, owners, strict=True) if "Conv" in o.kind]
-    assert convolutions == ["0", "2", "4"]
+def test_bytes_of_a_chain(chains: MeasuredCosts) -> None:
+    weights = 4 * 3 + 3 * 9 + 3 * 4
+    assert chains.file_bytes["2"]["all"] == 4 * (weights + 4)
+    assert chains.file_bytes["2"]["both"] == chains.file_bytes["2"]["one"]
+    assert chains.file_bytes["4"]["one"] == chains.file_bytes["4"]["int8"]
+    assert chains.file_bytes["0"]["both"] == chains.file_bytes["0"]["int8"]
+
+
+def test_equal_chains_share_their_time_and_no_dense_layer_does(chains: MeasuredCosts) -> None:
+    times = {choice: (chains.milliseconds["2"][choice], chains.milliseconds["4"][choice]) for choice in chains.whole_ms}
+    assert all(times[choice][0] == times[choice][1] for choice in ("int8", "both", "all"))
+    assert times["one"][0] != times["one"][1]
+
+
+def test_equal_chains_in_other_formats_do_not_share() -> None:
+    rules = (Rule(weights=Int(8), activations=Int(8)), Rule("4.*", weights=None, activations=Int(8)))
+    found = measure({"chain": Recipe(rules)}, models={"chain": chained("2", "4")})
+    assert found.milliseconds["2"] != found.milliseconds["4"]
+
+
+def test_a_model_that_is_a_chain() -> None:
+    x = torch.randn(2, 16)
+    chain = nn.Sequential(OrderedDict(reduce=nn.Linear(16, 4, bias=False), expand=nn.Linear(4, 8))).eval()
+    found = measure_formats(
+        *(nn.Linear(16, 8).eval(), {"-": FLOAT, "2x": FLOAT}, [""], [x], x),
+        models={"2x": chain},
+        repeats=1,
+        progress=False,
+    )
+    assert found.file_bytes == {"": {"-": 4 * (16 * 8 + 8), "2x": 4 * (16 * 4 + 4 * 8 + 8)}}
+
+
+def test_a_chain_that_is_refused_leaves_the_others() -> None:
+    found = measure({"int8": RECIPES["int8"], "2x": RECIPES["fp8"]}, models={"2x": chained("2")})
+    assert found.refused.keys() == {"2x"}
+    assert found.milliseconds["2"].keys() == {"int8"}
+
+
+def test_models_fit_their_choices() -> None:
+    with pytest.raises(RecipeError, match=r"models: choice '2x' has no recipe; choices are float32"):
+        measure({"float32": FLOAT}, models={"2x": chained("2")})
+    with pytest.raises(LayerError, match=r"the model of '2x' has neither a layer '8' nor layers '8\.\*'"):
+        measure({"2x": FLOAT}, models={"2x": small()[:6]})
+
+
+# Times
 
 
 def test_times_are_scaled_to_the_whole() -> None:
@@ -287,10 +325,20 @@ def test_another_structure_is_measured(cache: Path) -> None:
         measure(RECIPES, model=other, cache=cache)
 
 
+def test_another_chain_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept, recipes = tmp_path / "costs.json", {"int8": RECIPES["int8"], "2x": RECIPES["int8"]}
+    first = measure(recipes, models={"2x": chained("2")}, cache=kept)
+    monkeypatch.setattr(measured._Files, "add", stop)
+    assert measure(recipes, models={"2x": chained("2")}, cache=kept) == first
+    for models in (None, {"2x": chained("2", "4")}, {"int8": chained("2")}):
+        with pytest.raises(AssertionError, match="measured"):
+            measure(recipes, models=models, cache=kept)
+
+
 @pytest.mark.usefixtures("costs", "no_measuring")
 @pytest.mark.parametrize("package", ["onnxruntime", "lowbit", "torch"])
 def test_another_version_is_measured(package: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lowbit.export.measured.version", lambda name: "99" if name == package else version(name))
+    monkeypatch.setattr("lowbit.export.tables.version", lambda name: "99" if name == package else version(name))
     with pytest.raises(AssertionError, match="measured"):
         measure(RECIPES, cache=cache)
 
@@ -383,7 +431,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def here(table: MeasuredCosts) -> MeasuredCosts:
-    return replace(table, about=measured._about("onnxruntime", 1, IMAGES))
+    return replace(table, about=tables.about_of("onnxruntime", 1, IMAGES))
 
 
 def test_additivity_of_a_file(file: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -21,6 +21,7 @@ from lowbit.methods.factorization.chains import (
     LAST,
     MIDDLE,
     Kind,
+    Ranks,
     chain_of,
     formats_of,
     kinds_of,
@@ -245,7 +246,6 @@ def test_the_error_falls_from_pass_to_pass(
     x, formats = structured(seed, *shape), [format] * len(shape)
     start = rounded(float_factors(x, 3, iterations=5), formats, per_component=per_component)
     errors = [relative_error(x, start.factors)]
-    assume(errors[0] < 1)
     for passes in (1, 2, 3, 5):
         found = polished(x, start, formats, passes=passes, tolerance=0.0)
         errors.append(relative_error(x, found.factors))
@@ -268,6 +268,15 @@ def test_descent_is_better_than_rounding(format: Format, make: Callable[..., Ten
         assert all(bool((scale > 0).all()) for scale in found.scales)
 
 
+def test_scales_stay_positive_where_every_component_is_empty() -> None:
+    columns = [torch.tensor(column, dtype=torch.float64) for column in ([1.0, 2.0], [1.0, -1.0], [1.0, 1.0])]
+    ones = tuple(torch.ones(2, 1, dtype=torch.float64) for _ in columns)  # which are orthogonal to the tensor
+    start = GridFactors(ones, (torch.ones(1, dtype=torch.float64),) * 3)
+    found = polished(torch.einsum("o,i,s->ois", *columns), start, [Int(4)] * 3)
+    assert found.component_scales.tolist() == [1]
+    assert not whole(found.factors).any()
+
+
 def test_each_factor_has_a_format_of_its_own() -> None:
     x, formats = structured(0, 8, 6, 9), [Int(2), Int(4), Int(8)]
     found = descent(x, float_factors(x, 4), formats)
@@ -285,7 +294,7 @@ def test_a_tensor_of_rank_one_on_the_grid_is_recovered(shape: tuple[int, ...], f
     start = float_factors(x, 1)
     assert relative_error(x, descent(x, start, formats).factors) < 1e-6
     near = admm(x, start, formats)  # a scale out of 24
-    assert relative_error(x, near.factors) < 1e-2
+    assert relative_error(x, near.factors) < 2e-2
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -468,7 +477,16 @@ def test_a_weight_of_zeros_has_no_factors(name: str) -> None:
     layer = layer_of(name)
     assert why_no_factors(layer) == ""
     nn.init.zeros_(layer.get_parameter("weight"))
-    assert why_no_factors(layer) == "its weights are all zero"
+    assert why_no_factors(layer) == "its weights, or those of a group, are all zero"
+
+
+@pytest.mark.parametrize("name", ["groups", "1x1 in groups", "three dimensions in groups"])
+def test_a_group_of_zeros_has_no_factors(name: str) -> None:
+    layer = layer_of(name)
+    with torch.no_grad():
+        layer.get_parameter("weight").chunk(2)[1].zero_()
+    assert why_no_factors(layer) == "its weights, or those of a group, are all zero"
+    assert kinds_of(layer) == ()
 
 
 @pytest.mark.parametrize(
@@ -492,6 +510,11 @@ def test_formulas_of_ranks(layer: nn.Module, kind: Kind, most: float) -> None:
     assert ranks.parameters / ranks.component == pytest.approx(most)
     assert ranks.most == ranks.at(1) == math.floor(most / ranks.groups) * ranks.groups
     assert ranks.at(1e9) == 0
+
+
+def test_a_rank_that_a_rate_meets_exactly_is_reached() -> None:
+    assert 110 / 1.1 < 100
+    assert Ranks(110 * 30, 30, 1).at(1.1) == 100
 
 
 @pytest.mark.parametrize(("name", "kind"), CASES)
@@ -522,6 +545,15 @@ def test_a_chain_takes_over_bias_mode_and_whether_it_is_trained() -> None:
     assert not any(parameter.requires_grad for parameter in chain.parameters())
 
 
+@pytest.mark.parametrize("name", ["linear", "groups"])
+def test_a_chain_has_the_dtype_of_the_layer(name: str) -> None:
+    layer = layer_of(name).double()
+    for kind in kinds_of(layer):
+        chain = chain_of(layer, kind, 4)
+        assert {parameter.dtype for parameter in chain.parameters()} == {torch.float64}
+        assert chain(torch.zeros(LAYERS[name][1], dtype=torch.float64)).dtype == torch.float64
+
+
 # Solutions
 
 
@@ -530,8 +562,11 @@ def never(*_: object) -> None:
 
 
 @pytest.mark.parametrize("solver", ["rounding", "admm", "descent"])
-def test_a_solution_is_read_again(solver: Solver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    chain, groups = Chain("svd", 6, Int(4), Int(8)), [structured(0, 8, 6), structured(1, 8, 6)]
+@pytest.mark.parametrize(("kind", "shape"), [("svd", (8, 6)), ("cp", (8, 6, 9)), ("spatial", (24, 18))])
+def test_a_solution_is_read_again(
+    kind: Kind, shape: tuple[int, ...], solver: Solver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chain, groups = Chain(kind, 6, Int(4), Int(8)), [structured(0, *shape), structured(1, *shape)]
     found = solve(groups, chain, solver, 0, False, tmp_path)
     monkeypatch.setattr(solutions, "_by", never)
     again = solve(groups, chain, solver, 0, False, tmp_path)
@@ -563,6 +598,15 @@ def test_something_else_is_solved_anew(tmp_path: Path, monkeypatch: pytest.Monke
         solve(groups, chain, "rounding", 0, False, None)
 
 
+def test_the_same_numbers_in_other_shapes_are_solved_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chain, x = Chain("svd", 2, Int(4), Int(8)), structured(0, 8, 6)
+    solve([x], chain, "rounding", 0, False, tmp_path)
+    monkeypatch.setattr(solutions, "_by", never)
+    for other in ([*x.chunk(2)], [x.reshape(6, 8)]):
+        with pytest.raises(AssertionError, match="solved again"):
+            solve(other, chain, "rounding", 0, False, tmp_path)
+
+
 @pytest.mark.parametrize("solver", ["rounding", "admm", "descent"])
 def test_solvers_are_compared(solver: Solver) -> None:
     chain, groups = Chain("cp", 10, Int(4), Int(8)), [structured(0, 8, 6, 9), 5 * structured(1, 8, 6, 9)]
@@ -586,3 +630,11 @@ def test_the_published_solver_has_a_scale_for_each_factor() -> None:
 
 def test_a_chain_is_told_in_a_few_words() -> None:
     assert str(Chain("cp", 12, Int(4), Int(8))) == "cp of rank 12, int4"
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_ridge_does_not_pull_factors_to_zero(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    columns = [torch.randn(size, 1, generator=generator, dtype=torch.float64) for size in (12, 10, 9)]
+    x = whole(columns)
+    assert relative_error(x, float_factors(x, 1)) < 0.1

@@ -19,9 +19,11 @@ import lowbit as lb
 from lowbit.allocation import Budget
 from lowbit.data import Preprocess, from_arrays
 from lowbit.methods.distillation.run import distill
+from lowbit.methods.factorization.choices import CHOICES
+from lowbit.methods.factorization.run import factorize
 from lowbit.methods.search.run import search
 from lowbit.methods.search.space import SPACES
-from lowbit.pilot.spec import DistillSpec, PilotSpec, PreprocessSpec, SearchSpec, load_spec
+from lowbit.pilot.spec import DistillSpec, FactorizeSpec, PilotSpec, PreprocessSpec, SearchSpec, load_spec
 from lowbit.training.loop import Fitting
 
 VALID: dict[str, Any] = {
@@ -41,6 +43,7 @@ VALID: dict[str, Any] = {
         {"name": "head-8", "weights": "int4", "activations": "int8", "rules": [{"match": "head", "weights": "int8"}]},
         {"name": "w2", "weights": "int2", "activations": "int4", "distill": {"epochs": 3, "crop": 2}},
         {"name": "mixed", "search": {"choices": ["int4", "int8"], "budget": {"like": "int4", "share": 1.5}}},
+        {"name": "chains", "weights": "int4", "factorize": {"choices": "2x"}},
     ],
 }
 
@@ -84,11 +87,12 @@ def test_valid_file(tmp_path: Path) -> None:
     assert spec == PilotSpec.model_validate(VALID)
     assert (spec.seed, spec.runtime.threads, spec.runtime.batches) == (7, 2, (1, 8))
     assert spec.data.test.preprocess.mean == (0.5,)
-    first, second, third, _, mixed = (variant.to_recipe(tmp_path, "here") for variant in spec.variants)
+    first, second, third, _, mixed, chains = (variant.to_recipe(tmp_path, "here") for variant in spec.variants)
     assert first == lb.Recipe.uniform("int8", "int8")
     assert second == lb.Recipe.uniform("int4", None, granularity="group:16")
     assert [(rule.match, str(rule.weights)) for rule in third.rules] == [("*", "int4"), ("head", "int8")]
     assert mixed == lb.Recipe(())
+    assert chains.rules == lb.Recipe.uniform("int4", None).rules
 
 
 def test_recipe_file_is_relative_to_the_pilot_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,7 +126,7 @@ def test_what_the_file_does_not_say_is_left_to_distill() -> None:
     assert set(options) - set(DistillSpec().options()) == {"quantizer", "rate", "optimizer"}
 
 
-@pytest.mark.parametrize(("spec", "method"), [(DistillSpec, distill), (SearchSpec, search)])
+@pytest.mark.parametrize(("spec", "method"), [(DistillSpec, distill), (SearchSpec, search), (FactorizeSpec, factorize)])
 def test_every_option_is_one_of_the_method(spec: type[BaseModel], method: Callable[..., object]) -> None:
     """Its signature, and what it passes on to `fit`, have a keyword for each field."""
     taken = {*inspect.signature(method).parameters, *Fitting.__annotations__}
@@ -158,6 +162,43 @@ def test_layers_that_decide_together() -> None:
     assert searching().grouping == "layer"
     assert searching(granularity="model").grouping == "model"
     assert searching(granularity=["a.*", "b.*"]).grouping == ("a.*", "b.*")
+
+
+def factorizing(**given: Any) -> FactorizeSpec:
+    return FactorizeSpec.model_validate(given)
+
+
+def test_what_layers_can_become() -> None:
+    assert factorizing().options() == {
+        **{"exact": False, "solver": "descent", "middle": "int8"},
+        **{"refit": True, "norms": False, "compare": True},
+    }
+    assert factorizing(choices="rank 28 int3").choices == ("rank 28 int3",)
+    assert factorizing(choices={"conv*": "2x", "head": "svd 2x"}).choices == {"conv*": "2x", "head": "svd 2x"}
+    several = factorizing(choices=["int4", "2x int4"], budget={"like": "2x int4", "share": 0.9}, layers="conv*")
+    assert several.choices == ("int4", "2x int4")
+    assert several.layers == ("conv*",)
+    assert several.budget is not None
+    assert several.budget.budget() == Budget("bops", like="2x int4", share=0.9)
+    assert factorizing(budget={"cost": "bytes", "like": CHOICES[-1]}).choices is None
+
+
+def test_factorized_variant_may_be_distilled_and_have_a_recipe_file(tmp_path: Path) -> None:
+    recipe = lb.Recipe.uniform("int4", "int8")
+    recipe.save(tmp_path / "w4.yaml")
+    path = tmp_path / "pilot.yaml"
+    chains = {"name": "chains", "recipe": "w4.yaml", "factorize": {}, "distill": {}}
+    path.write_text(yaml.safe_dump(changed(("variants",), [chains])))
+    (variant,) = load_spec(path).variants
+    assert variant.factorize == FactorizeSpec()
+    assert variant.to_recipe(tmp_path, "here") == recipe
+
+
+def test_recipe_file_of_a_factorized_network_says_what_to_do(tmp_path: Path) -> None:
+    found = lb.Recipe.uniform("int4", "int8").to_dict() | {"factorize": {"choices": {"conv1": "2x"}}}
+    (tmp_path / "found.yaml").write_text(yaml.safe_dump(found))
+    told = refusal(tmp_path, changed(("variants",), [{"name": "again", "recipe": "found.yaml"}]))
+    assert told.startswith("pilot.yaml: variants[0].recipe: 'found.yaml' is of a factorized network; copy its section")
 
 
 def test_searched_variant_may_have_a_recipe_file_for_other_layers(tmp_path: Path) -> None:
@@ -226,6 +267,7 @@ def test_black_pixel_after_preprocessing(preprocess: dict[str, Any], black: tupl
         (("variants", 3, "distill", "epoch"), "variants[3].distill.epoch", "'epochs'"),
         (("variants", 4, "search", "choice"), "variants[4].search.choice", "'choices'"),
         (("variants", 4, "search", "budget", "liek"), "variants[4].search.budget[0].liek", "'like'"),
+        (("variants", 5, "factorize", "choice"), "variants[5].factorize.choice", "'choices'"),
     ],
 )
 def test_unknown_key_names_its_place_and_the_nearest_key(
@@ -369,6 +411,45 @@ def test_key_unlike_any_other_lists_the_known_ones(tmp_path: Path) -> None:
         (("variants", 4, "distill"), {}, "variants[4]: search trains its student itself; leave distill out"),
         (("variants", 4, "weights"), "int4", "variants[4]: search decides weights and activations; leave them out"),
         (("variants", 4, "widen_most"), 1, "variants[4]: widen_most would leave the budget of search; leave it out"),
+        (("variants", 5, "factorize"), None, "variants[5].factorize: it is empty; write {} to factorize with every"),
+        *(
+            (("variants", 5, "factorize"), given, f"variants[5].factorize{told}")
+            for given, told in (
+                ({"choices": "two"}, ".choices: unknown format 'two'"),
+                ({"choices": ["2x", "0.5x int4"]}, ".choices: choice '0.5x int4': a rate of 0.5 saves nothing"),
+                ({"choices": {"a": "2x", "b": "wavelet 2x"}}, ".choices: choice 'wavelet 2x': expected '2x', 'spatial"),
+                ({"choices": "mxfp4"}, ".choices: choice 'mxfp4': block formats have no scales"),
+                ({"choices": 2}, ".choices: expected a choice such as '2x', a list of choices, or a mapping"),
+                ({"choices": []}, ".choices: expected a choice such as '2x'"),
+                ({"choices": ["2x", "3x"]}, ": 2 choices and nothing to choose by; give a budget or a tolerance"),
+                ({"choices": {"a": "2x"}, "tolerance": 0.1}, ": choices say what each layer becomes; leave tolerance"),
+                ({"choices": {"a": "2x"}, "layers": "a"}, ": choices say what each layer becomes; leave layers out"),
+                ({"budget": {"most": 1}, "tolerance": 0.1}, ": budget and tolerance both say how far to go; give one"),
+                ({"budget": {"like": "5x"}}, ": budget: like '5x' is none of the choices (int8, int4, "),
+                ({"budget": {"like": "two"}}, ".budget.like: unknown format 'two'"),
+                ({"budget": {}}, ".budget: budget bops: give either most, a figure, or like, the name of a choice"),
+                ({"tolerance": 1.5}, ".tolerance: Input should be less than 1, got 1.5"),
+                ({"layers": []}, ".layers: "),
+                ({"solver": "published"}, ".solver: Input should be 'descent', 'admm' or 'rounding', got 'published'"),
+                ({"exact": True, "middle": "int8"}, ": exact is as published, and has no middle; leave one or the"),
+                ({"exact": True, "refit": False, "solver": "admm"}, ": exact is as published, and has no refit and so"),
+                ({"middle": "itn8"}, ".middle: unknown format 'itn8'; did you mean 'int8'"),
+                ({"crop": 2}, ": crop and flip change the inputs of norms; set norms: true, or leave them out"),
+            )
+        ),
+        (
+            ("variants", 5, "search"),
+            {"choices": "fliqs-s-int", "budget": {"most": 1}},
+            "variants[5]: search decides weights and activations; leave them out",
+        ),
+        (
+            ("variants", 5),
+            {"name": "both", "factorize": {}, "search": {"choices": "fliqs-s-int", "budget": {"most": 1}}},
+            "variants[5]: search decides formats of layers as they are, and factorize what layers become; make two",
+        ),
+        (("variants", 5, "level"), "fast", "variants[5]: factorize takes the place of post-training; leave level out"),
+        (("variants", 5, "widen_most"), 2, "variants[5]: factorize takes the place of post-training; leave widen_mo"),
+        (("variants", 5), {"name": "chains", "factorize": {}}, "variants[5]: say what to quantize: weights, activat"),
         (
             ("variants", 0),
             {"name": "w8"},

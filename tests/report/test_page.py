@@ -14,6 +14,8 @@ import pytest
 from lowbit.pilot.record import (
     DistillationRow,
     EpochRow,
+    FactorizationRow,
+    FactorizedLayerRow,
     Kpi,
     LatencyRow,
     LayerRow,
@@ -25,6 +27,7 @@ from lowbit.pilot.record import (
     Run,
     Score,
     SearchRow,
+    SpentRow,
     TeacherRow,
     Trial,
     Verdict,
@@ -158,9 +161,45 @@ SEARCH = SearchRow(
     post_training=Score(0.902, 0.896, 0.908, 10_000),
     gain=Score(0.0085, 0.0021, 0.0149, 10_000),
 )
+CHAINS = FactorizationRow(
+    "descent",
+    exact=False,
+    layers=(
+        *(
+            FactorizedLayerRow(
+                name,
+                (64, 64, 3, 3),
+                "2x",
+                "cp",
+                134,
+                {"float": 0.31, "rounding": 0.46, "descent": 0.33},
+                0.24,
+                0.16,
+                SpentRow(36_864, 2_360_000, 75_500_000, 18_688, 40_960, 0.5),
+                SpentRow(18_358, 1_170_000, 39_100_000, 9_811, 83_968, 0.4),
+                f"2.1 bits a weight {HOSTILE}",
+            )
+            for name in LAYERS[1:3]
+        ),
+        FactorizedLayerRow(
+            *(HOSTILE, (64, 64, 1, 1), "int4", "", 0, {}, None, None),
+            SpentRow(4_096, 262_144, 8_390_000, 2_304, 8_192),
+            SpentRow(4_096, 262_144, 8_390_000, 2_304, 8_192),
+            "",
+        ),
+    ),
+    skipped={"head": f"it is small {HOSTILE}"},
+    before=SpentRow(300_000, 40_000_000, 1_280_000_000, 150_000, 40_960),
+    after=SpentRow(150_000, 20_000_000, 640_000_000, 90_000, 83_968),
+    budgets={"bops": 8e8},
+    error=0.08,
+    agreement=0.93,
+    recalibrated=True,
+)
 FLOAT = trial("float", 32, 0.9185, "meets", size=1_176_000)
 W8A8 = trial("w8a8", 8, 0.9181, "meets", speed=2.1, size=372_000)
 W4A8 = replace(trial("w4a8", 4, 0.9162, "meets", speed=2.1, size=240_000), distillation=DISTILLATION)
+FACTORIZED = replace(W4A8, name="chains", factorization=CHAINS)
 HOSTILE_NAME = replace(trial(HOSTILE, 3, 0.9105, "borderline", speed=1.9, size=196_000), search=SEARCH)
 W2A8 = trial("w2a8", 2, 0.8427, "misses", speed=0.8, size=160_000)
 FAILED = Trial(
@@ -321,6 +360,32 @@ def test_a_run_of_any_trials_has_a_page_and_a_sentence(trials: tuple[Trial, ...]
 )
 def test_page_shows(outline: Outline, shown: str) -> None:
     assert shown in outline.text
+
+
+@pytest.mark.parametrize(
+    "shown",
+    [
+        "chains meets factorized, descent distilled, ewgs",  # in the overview
+        "2 of 3 layers became chains of small ones, with factors found by descent in the integers.",
+        "The network has 50.00 % of the BOPs (640 M) and 60.00 % of the bytes (0.090 MB) of the same network",
+        "It predicts the same as the float model for 93.00 % of held-out inputs. It spends 80.00 % of the budget",
+        "New BatchNorm statistics brought the outputs closer, and were kept. All of this is before training.",
+        f"head : it is small {' '.join(HOSTILE.split())}",
+        "Error of the weights relative to their norm, by method",
+        "Error of the outputs relative to their variance, before and after the fit",
+        "Error, float factors Error, rounding Error, descent Error of outputs MACs BOPs Bytes Activations, bytes Time",
+        "1 blocks.0.conv1 64 × 64 × 3 × 3 2x cp, rank 134 0.310 0.460 0.330 0.16 from 0.24 1.17 M from 2.36 M 39.1 M",
+        "from 75.5 M 9,811 from 18,688 83,968 from 40,960 0.400 ms from 0.500 ms 2 blocks.0.conv2",
+        f"3 {' '.join(HOSTILE.split())} 64 × 64 × 1 × 1 int4 dense – – – – 262 K 8.39 M 2,304 8,192 –",
+        f"Where Why blocks.0.conv1 , blocks.0.conv2 2.1 bits a weight {' '.join(HOSTILE.split())}",
+        "Against factorization alone, which has 90.10 %, training gained accuracy: +1.52 pp",
+        "Factorized a layer was replaced by a chain of small ones",  # in the glossary
+    ],
+)
+def test_page_of_a_factorized_variant(shown: str) -> None:
+    html = render(replace(RUN, trials=(FLOAT, FACTORIZED)))
+    assert "<script>alert" not in html
+    assert shown in Outline(html).text.replace("\N{NO-BREAK SPACE}", " ")
 
 
 def test_a_variant_without_obstacles_says_so() -> None:

@@ -2,16 +2,14 @@
 
 Bits are a poor guide to time: a layer in int4 is as fast as in int8 where the kernel unpacks it, one in e4m3 slower
 than in float32 where the runtime converts at every call. So each choice becomes a file in which *all* layers have it,
-is run whole, and the time of each operator is given to the layer that it belongs to:
-
-- An operator fused from several nodes belongs to the layer among them, with the ReLU or add that it also computes.
-- Conversions belong to the layer that makes them necessary: QuantizeLinear behind a layer that returns floats to that
-  layer, DequantizeLinear and casts to the layer that reads their floats.
-- All else is the rest: adds, poolings, and layers that were not asked for.
+is run whole, and the time of each operator is given to the layer that it belongs to (`owners`). All else is the rest:
+adds, poolings, and layers that were not asked for. A choice may have a network of its own, in which a layer is made of
+several, as a chain of factors is: what they take, with the conversions between them, is the layer's.
 
 The choices take turns, so that what else the machine does hits all alike. Operators are timed in sessions of their own,
 since profiling slows a call down; their times are scaled, for each choice by one factor, to sum up to the median of an
-unprofiled call. Layers of the same operation (kind, shapes, stride, ...) share the mean of their times.
+unprofiled call. Layers that are the same operation (kind, shapes, stride, ...) in a choice share the mean of their
+times.
 
 What a table cannot know: conversions between neighbors of different choices that no uniform file has, and layouts that
 a runtime keeps only between equals. A choice for single float layers in an integer network should therefore keep the
@@ -23,32 +21,25 @@ and such float layers in turn .86 to .97; int8 and layers that are float32 all t
 
 from __future__ import annotations
 
-import copy
-import hashlib
-import inspect
 import math
-import platform
-import re
 import tempfile
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from importlib.metadata import version
-from importlib.util import find_spec
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import onnx
-import torch
-from pydantic import TypeAdapter, ValidationError
-from torch import Tensor, nn
+from pydantic import TypeAdapter
+from torch import nn
 
-from lowbit import files, graph
-from lowbit.batches import Batch, Batches, call, inputs_of, size_of
+from lowbit import files
+from lowbit.batches import Batch, Batches, inputs_of
 from lowbit.costs import MeasuredCosts
-from lowbit.errors import CalibrationError, DataError, ExportError, LayerError, LowbitError
-from lowbit.export.advice import LAYERS, Wiring
+from lowbit.errors import CalibrationError, DataError, ExportError, LayerError, LowbitError, RecipeError
 from lowbit.export.onnx import export_onnx
-from lowbit.export.runtime import Array, Operator, RuntimeName, Session, arrays, open_session
+from lowbit.export.owners import Parts
+from lowbit.export.runtime import Array, RuntimeName, Session, arrays, open_session
+from lowbit.export.tables import about_of, keep, kept, operations_of, shapes_of, structure_of, versions
 from lowbit.layers import weighted_layers
 from lowbit.progress import track
 from lowbit.quantization import calibrate, quantize
@@ -56,11 +47,6 @@ from lowbit.recipe import Recipe, Rule
 
 _PASSES = 5  # profiled sessions of each choice: one that something interrupts does not count, by the median
 _TURN = 5  # counted calls of a choice before it is the next one's turn
-_PACKAGES = ("lowbit", "torch", "onnxscript")  # what writes the files
-_MULTIPLIES = re.compile("Conv|Deconv|Gemm|MatMul|FullyConnected")
-_PASSED = ("Relu", "Clip", "BatchNormalization", "QuantizeLinear", "Add")  # what a layer's kernel may take in
-_BEHIND = ("QuantizeLinear", "ReorderOutput", "FakeQuantize")  # conversions of what a layer returns, not of its input
-_MOVES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose")
 
 
 def measure_formats(
@@ -70,6 +56,7 @@ def measure_formats(
     calibration: Batches,
     example: Batch,
     *,
+    models: Mapping[str, nn.Module] | None = None,
     runtime: RuntimeName = "onnxruntime",
     threads: int = 1,
     opset: int = 21,
@@ -86,67 +73,98 @@ def measure_formats(
         layers: names of layers with weights.
         calibration: inputs that set activation scales; kept in memory.
         example: the batch to time.
+        models: the float networks of choices that have another than `model`, such as those of `lb.chain_variants`. A
+            layer that is not there may be made of several, whose names begin with its own and a dot.
         runtime: what executes the files.
         threads: threads of the runtime.
         opset: see `export_onnx`.
         repeats: calls of each whole file that are counted, rounded up to a multiple of 25.
         cache: a JSON file that keeps tables, made if it is not there. A table is read from it if all that decides it
-            is as it was: operations of the layers, structure of the model, choices, versions, threads, shapes of the
+            is as it was: operations of the layers, structures of the models, choices, versions, threads, shapes of the
             batch, processor. Otherwise all choices are measured, because only those that took turns compare. Weights
             and calibration data do not decide it.
         progress: show bars on a terminal.
 
     Raises:
-        LayerError: a name in `layers` is no layer with weights, or there is nothing to measure.
+        LayerError: a name in `layers` is no layer with weights, one of `models` lacks it, or there is nothing to
+            measure.
+        RecipeError: one of `models` has no recipe.
         ExportError: every choice is refused.
-        DataError: the model does not take `example`, or `cache` is damaged, of another kind, or in no folder.
+        DataError: a model does not take `example`, or `cache` is damaged, of another kind, or in no folder.
     """
-    weighted = weighted_layers(model)
+    weighted, models = weighted_layers(model), models or {}
     if not layers or not recipes:
         raise LayerError("nothing to measure; give names of layers, and a recipe for each choice of formats")
     if unknown := [name for name in layers if name not in weighted]:
         raise LayerError(f"{unknown[0]!r} is no layer with weights; the model has {', '.join(weighted) or 'none'}")
-    operations = _operations(model, {name: weighted[name] for name in layers}, example)
-    about = _about(runtime, threads, example)
+    if odd := [choice for choice in models if choice not in recipes]:
+        raise RecipeError(f"models: choice {odd[0]!r} has no recipe; choices are {', '.join(recipes)}")
+    own = _network(model, "model", layers, example)
+    others = {choice: _network(one, f"the model of {choice!r}", layers, example) for choice, one in models.items()}
+    about = about_of(runtime, threads, example)
     asked: dict[str, object] = {
         **about,
-        "versions": {name: version(name) for name in _PACKAGES},
-        "structure": _structure(model),
-        "inputs": _shapes(example),
-        "layers": operations,
+        "versions": versions(),
+        "structure": structure_of(model),
+        "inputs": shapes_of(example),
+        "layers": own.operations,
+        "models": {choice: [structure_of(one.model), one.operations] for choice, one in others.items()},
         "recipes": {choice: recipe.to_dict() for choice, recipe in recipes.items()},
         "opset": opset,
         "repeats": repeats,
     }
-    for kept in _read(cache) if cache is not None else ():
-        if kept.asked == asked:
-            return kept.costs
+    if cache is not None and (found := kept(cache, asked)) is not None:
+        return found
     with tempfile.TemporaryDirectory() as folder:
         made = _Files(Path(folder), runtime, threads, opset, example)
         batches = list(calibration)
         for choice, recipe in track(recipes.items(), "export", show=progress):
-            made.add(choice, model, recipe, batches, operations)
+            made.add(choice, others.get(choice, own), recipe, batches)
         if not made.files:
             reasons = "; ".join(f"{choice}: {error}" for choice, error in made.refused.items())
             raise ExportError(f"{runtime} can run none of the choices of formats: {reasons}")
-        costs = _costs(made, operations, about, repeats, progress)
+        costs = _costs(made, layers, about, repeats, progress)
     # whether data were fit to calibrate with is no property of a choice
     if cache is not None and not any(isinstance(e, CalibrationError | DataError) for e in made.refused.values()):
-        others = (one for one in _read(cache) if one.asked != asked)  # read again: another process may have measured
-        files.write_json(cache, asdict(_Cache((*others, _Kept(asked, costs)))))
+        keep(cache, asked, costs)
     return costs
 
 
 @dataclass(frozen=True)
+class _Network:
+    """A choice's float network; by layer, the names of the layers that it is made of there, and what they compute."""
+
+    model: nn.Module
+    parts: Mapping[str, tuple[str, ...]]
+    operations: Mapping[str, str]
+
+
+def _network(model: nn.Module, what: str, layers: Sequence[str], example: Batch) -> _Network:
+    weighted, parts = weighted_layers(model), {}
+    for name in layers:
+        inside = f"{name}." if name else ""
+        parts[name] = (name,) if name in weighted else tuple(part for part in weighted if part.startswith(inside))
+        if not parts[name]:
+            raise LayerError(f"{what} has neither a layer {name!r} nor layers {inside + '*'!r}; it has {[*weighted]}")
+    operations = operations_of(model, {part: weighted[part] for several in parts.values() for part in several}, example)
+    joined = {name: "; ".join(operations[part] for part in several) for name, several in parts.items()}
+    return _Network(model, parts, joined)
+
+
+@dataclass(frozen=True)
 class _File:
-    """A choice's file, loaded: `owners` are the layers of the operators, `file_bytes` and `rules` are by layer."""
+    """A choice's file, loaded.
+
+    `owners` are the layers of the operators; by layer, `file_bytes`, and `computes`, which is equal for layers that are
+    the same operation in the same formats.
+    """
 
     path: Path
     session: Session
     feed: Mapping[str, Array]
     owners: Sequence[str | None]
     file_bytes: Mapping[str, int]
-    rules: Mapping[str, Rule | None]
+    computes: Mapping[str, object]
 
 
 @dataclass
@@ -161,19 +179,19 @@ class _Files:
     files: dict[str, _File] = field(default_factory=dict)
     refused: dict[str, LowbitError] = field(default_factory=dict)
 
-    def add(self, choice: str, model: nn.Module, recipe: Recipe, batches: Batches, layers: Collection[str]) -> None:
+    def add(self, choice: str, network: _Network, recipe: Recipe, batches: Batches) -> None:
         """Make the file of a choice and run it once, or note why that cannot be done."""
         path = self.folder / f"{len(self.files) + len(self.refused)}.onnx"
         try:
-            self.files[choice] = self._made(path, model, recipe, batches, layers)
+            self.files[choice] = self._made(path, network, recipe, batches)
         except LowbitError as error:
             self.refused[choice] = error
 
-    def _made(self, path: Path, model: nn.Module, recipe: Recipe, batches: Batches, layers: Collection[str]) -> _File:
-        weighted = weighted_layers(model)
-        rules, student = recipe.resolve(weighted), model
+    def _made(self, path: Path, network: _Network, recipe: Recipe, batches: Batches) -> _File:
+        weighted = weighted_layers(network.model)
+        rules, student = recipe.resolve(weighted), network.model
         if any(rule and (rule.weights or rule.activations) for rule in rules.values()):
-            student = quantize(model, recipe)
+            student = quantize(network.model, recipe)
             calibrate(student, batches, progress=False)
         export_onnx(student, path, self.example, opset=self.opset)
         session = open_session(path, runtime=self.runtime, threads=self.threads)
@@ -184,9 +202,20 @@ class _Files:
             raise ExportError(f"{self.runtime} loads the file but cannot run it: {files.one_line(error)}") from error
         parts = Parts(onnx.load(path).graph, weighted)
         owners = parts.owners(session.graph())
-        if lost := [name for name in layers if name not in owners]:
+        layer_of = {part: name for name, several in network.parts.items() for part in several}
+        if lost := [part for part in layer_of if part not in owners]:
             raise ExportError(f"no operator in {self.runtime} tells that it computes layer {lost[0]!r}")
-        return _File(path, session, feed, owners, {name: parts.bytes_of(name) for name in layers}, rules)
+        return _File(
+            path,
+            session,
+            feed,
+            [None if owner is None else layer_of.get(owner) for owner in owners],
+            {name: sum(map(parts.bytes_of, several)) for name, several in network.parts.items()},
+            {
+                name: (network.operations[name], [_formats(rules[part]) for part in several])
+                for name, several in network.parts.items()
+            },
+        )
 
     def profiled(self) -> dict[str, Session]:
         """Sessions that time their operators, by choice."""
@@ -206,18 +235,17 @@ def _feed(example: Batch, session: Session) -> dict[str, Array]:
 
 
 def _costs(
-    made: _Files, operations: Mapping[str, str], about: Mapping[str, str | int], repeats: int, progress: bool
+    made: _Files, layers: Sequence[str], about: Mapping[str, str | int], repeats: int, progress: bool
 ) -> MeasuredCosts:
     """The table, from files that run."""
     whole, operators = _timed(made, repeats, progress)
-    milliseconds: dict[str, dict[str, float]] = {name: {} for name in operations}
+    milliseconds: dict[str, dict[str, float]] = {name: {} for name in layers}
     rest: dict[str, float] = {}
     for choice, file in made.files.items():
-        spent, rest[choice] = attribute(operators[choice], file.owners, operations, whole[choice])
-        same = {name: (operation, _formats(file.rules[name])) for name, operation in operations.items()}
-        for layer, ms in _shared(spent, same).items():
+        spent, rest[choice] = attribute(operators[choice], file.owners, layers, whole[choice])
+        for layer, ms in _shared(spent, file.computes).items():
             milliseconds[layer][choice] = ms
-    sizes = {name: {choice: file.file_bytes[name] for choice, file in made.files.items()} for name in operations}
+    sizes = {name: {choice: file.file_bytes[name] for choice, file in made.files.items()} for name in layers}
     refused = {choice: str(error) for choice, error in made.refused.items()}
     return MeasuredCosts(milliseconds, sizes, rest, whole, refused, about)
 
@@ -279,207 +307,6 @@ def _take_turn(sessions: Mapping[str, Session], feeds: Mapping[str, Mapping[str,
     return {c: session.latency(feeds[c], repeats=_TURN, warmup=1).median_ms for c, session in sessions.items()}
 
 
-# Which layer an operator belongs to
-
-
-class Parts:
-    """The layer that each node of a file is part of."""
-
-    def __init__(self, file: onnx.GraphProto, layers: Collection[str]) -> None:
-        self.wiring, self.layers = Wiring(file), layers
-        self.stored = {i.name: len(i.raw_data) or i.ByteSize() for i in file.initializer}
-        self.reads = {node.output[0]: set(node.input) & self.stored.keys() for node in file.node}
-        self.of = {node.output[0]: self._layer_of(node) for node in file.node}
-
-    def _layer_of(self, node: onnx.NodeProto) -> str | None:
-        called = re.sub(r"#\d+$", "", node.name)  # a layer's second call is numbered
-        if called in self.layers and node.op_type in (*LAYERS, "Gather"):
-            return called
-        if (place := self.wiring.place(node.name)) != node.name and place in self.layers:  # unpacks its weight
-            return place
-        # multiplies with its weight under another name, or adds its bias
-        return next((layer for name in self.reads[node.output[0]] if (layer := self._holder(name)) is not None), None)
-
-    def _holder(self, tensor: str) -> str | None:
-        """The layer whose weight or bias is stored under a name; one that is the model itself has the name ``""``."""
-        found = re.fullmatch(r"(?:(.+)\.)?(?:weight|bias)", tensor)
-        names = [found[1] or "", re.sub(r"(^|\.)layer$", "", found[1] or "")] if found else []
-        return next((name for name in names if name in self.layers), None)
-
-    def bytes_of(self, layer: str) -> int:
-        """Bytes of the numbers stored for a layer, without zero points, which layers share."""
-        stored = {name for output, owner in self.of.items() if owner == layer for name in self.reads[output]}
-        return sum(self.stored[name] for name in stored if not name.startswith("zero_point."))
-
-    def owners(self, running: Sequence[Operator]) -> list[str | None]:
-        """The layer of each operator that runs, None for the rest."""
-        own = [self._computes(operator) for operator in running]
-        converts = [owner is None and self._converts(operator) for owner, operator in zip(own, running, strict=True)]
-        before = {i: [j for j in operator.reads if j >= 0] for i, operator in enumerate(running)}
-        behind: dict[int, list[int]] = {i: [] for i in before}
-        for i, makers in before.items():
-            for j in makers:
-                behind[j].append(i)
-
-        def end(i: int, edges: Mapping[int, list[int]]) -> str | None:
-            """The first layer that conversions, and what only moves numbers, lead to."""
-            waiting, seen = list(edges[i]), {i}
-            while waiting:
-                j = waiting.pop(0)
-                if own[j] is not None:
-                    return own[j]
-                if j not in seen and (converts[j] or running[j].kind.startswith(_MOVES)):
-                    seen.add(j)
-                    waiting += edges[j]
-            return None
-
-        found = list(own)
-        for i, operator in enumerate(running):
-            if converts[i]:
-                first, second = (before, behind) if operator.kind.startswith(_BEHIND) else (behind, before)
-                layer = end(i, first)
-                found[i] = end(i, second) if layer is None else layer
-        return found
-
-    def _computes(self, operator: Operator) -> str | None:
-        """The layer that an operator itself computes, or a part of it."""
-        nodes = [node for name in operator.names if (node := self._node(name)) is not None]
-        layer = next((found for node in nodes if (found := self.of[node.output[0]]) is not None), None)
-        if layer is None and _MULTIPLIES.search(operator.kind):
-            layer = next((found for node in nodes if (found := self._taken_in(node)) is not None), None)
-        return layer
-
-    def _converts(self, operator: Operator) -> bool:
-        """Whether an operator only rewrites numbers; names that a runtime made up do not tell."""
-        nodes = [node for name in operator.names if (node := self._node(name)) is not None]
-        return operator.converts or (bool(nodes) and all(self.wiring.place(n.name) != n.name for n in nodes))
-
-    def _node(self, name: str) -> onnx.NodeProto | None:
-        """The file's node of a name: its own or its output's, without what a runtime put behind it."""
-        for known in (name, re.sub(r"_\d+$", "", name), name.partition("/")[0]):
-            found: onnx.NodeProto | None = self.wiring.nodes.get(known) or self.wiring.made.get(known)
-            if found is not None:
-                return found
-        return None
-
-    def _taken_in(self, node: onnx.NodeProto | None) -> str | None:
-        """The layer whose kernel takes in a node behind it; a fused operator may carry the last node's name alone."""
-        while node is not None and self.of[node.output[0]] is None and node.op_type in _PASSED:
-            computed = [name for name in node.input if name and name not in self.stored]
-            if node.op_type == "Add" and len(computed) > 1:  # no bias
-                return None
-            node = self.wiring.made.get(computed[0]) if computed else None
-        return self.of[node.output[0]] if node is not None else None
-
-
-# What decides a table
-
-
-def _operations(model: nn.Module, layers: Mapping[str, nn.Module], example: Batch) -> dict[str, str]:
-    """What each layer computes, in words that are equal for equal operations."""
-    inputs: dict[str, list[str]] = {name: [] for name in layers}
-
-    def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], dict[str, Tensor]], None]:
-        def hook(_: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
-            inputs[name].append(_sizes((args[0] if args else kwargs["input"]).shape))
-
-        return hook
-
-    hooks = [layer.register_forward_pre_hook(watch(name), with_kwargs=True) for name, layer in layers.items()]
-    training = model.training
-    try:
-        with torch.no_grad():
-            call(model.eval(), example)
-    finally:
-        model.train(training)
-        for one in hooks:
-            one.remove()
-    return {name: f"{_settings(layer)}, input {', '.join(inputs[name])}" for name, layer in layers.items()}
-
-
-def _settings(layer: nn.Module) -> str:
-    """Kind, weight shape, and what else decides how a layer computes."""
-    known = ("stride", "padding", "output_padding", "dilation", "groups")
-    settings = [f"{name} {getattr(layer, name)}" for name in known if hasattr(layer, name)]
-    bias = "bias" if getattr(layer, "bias", None) is not None else "no bias"
-    return ", ".join([f"{type(layer).__name__} {_sizes(layer.get_parameter('weight').shape)}", *settings, bias])
-
-
-def _sizes(shape: Sequence[int]) -> str:
-    return "x".join(map(str, shape))
-
-
-def _shapes(example: Batch) -> list[str]:
-    args, kwargs = inputs_of(example)
-    return [
-        f"{name}{tensor.dtype} {_sizes(tensor.shape)}" for name, tensor in [*(("", a) for a in args), *kwargs.items()]
-    ]
-
-
-def _structure(model: nn.Module) -> str:
-    """A hash of the model without its weights: its modules, and its graph or else the files that define it."""
-    traced = graph.trace(copy.deepcopy(model).eval())
-    if isinstance(traced, str):
-        homes = {inspect.getsourcefile(type(module)) for module in model.modules()}
-        computes = "".join(sorted(files.sha256(home) for home in homes if home and Path(home).is_file()))
-    else:
-        computes = traced.code
-    modules = re.sub(r"0x[0-9a-f]+", "", repr(model))  # addresses change from run to run
-    return hashlib.sha256(f"{modules}\n{computes}".encode()).hexdigest()
-
-
-def _about(runtime: RuntimeName, threads: int, example: Batch) -> dict[str, str | int]:
-    return {
-        "runtime": runtime,
-        "version": version(runtime) if find_spec(runtime) else "not installed",
-        "threads": threads,
-        "batch": size_of(example),
-        "processor": _processor(),
-    }
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    text = info.read_text(encoding="utf-8", errors="replace") if info.exists() else ""
-    found = re.search(r"^model name\s*:\s*(.*)$", text, re.MULTILINE)
-    return found[1] if found else platform.processor() or platform.machine()
-
-
-@dataclass(frozen=True)
-class _Kept:
-    """A table, and all that decided it."""
-
-    asked: dict[str, object]
-    costs: MeasuredCosts
-
-
-@dataclass(frozen=True)
-class _Cache:
-    """The file of a cache."""
-
-    measured_costs: tuple[_Kept, ...]
-
-
-def _read(cache: Path) -> tuple[_Kept, ...]:
-    """The tables of a cache, none if there is no file yet.
-
-    Raises:
-        DataError: it is damaged, another file, or in a folder that does not exist.
-    """
-    if not cache.exists():
-        if not cache.parent.is_dir():
-            raise DataError(f"cannot write '{cache}': there is no folder '{cache.parent}'; create it first")
-        return ()
-    try:
-        return TypeAdapter(_Cache).validate_python(files.read_json(cache)).measured_costs
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise DataError(
-            f"'{cache}' keeps no measured costs ({where}: {first['msg']}); delete it, or name another file"
-        ) from None
-
-
 # Does it add up
 
 
@@ -526,7 +353,7 @@ def check_additivity(
     predicted = costs.total_ms(assignment)
     runtime = TypeAdapter[RuntimeName](RuntimeName).validate_python(costs.about["runtime"])
     threads = int(costs.about["threads"])
-    for what, here in _about(runtime, threads, example).items():
+    for what, here in about_of(runtime, threads, example).items():
         if costs.about[what] != here:
             raise DataError(f"the table is for {what} {costs.about[what]!r}, here it is {here!r}; measure again")
     paths = {"": path, **(beside or {})}

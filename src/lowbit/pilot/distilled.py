@@ -10,31 +10,20 @@ from lowbit.batches import Batches
 from lowbit.methods.distillation.run import Distillation, distill
 from lowbit.pilot.record import DistillationRow, RangeRow, Score, TeacherRow
 from lowbit.pilot.trained import epoch_rows, finite, prepared, warnings_kept
-from lowbit.quantization import calibrate, quantize
-from lowbit.recipe import Recipe
 
 if TYPE_CHECKING:
     from lowbit.pilot.trial import Task
 
 
 def train(
-    task: Task,
-    model: nn.Module,
-    recipe: Recipe,
-    calibration: Batches,
-    training: Batches,
-    *,
-    seed: int,
-    progress: bool,
+    task: Task, model: nn.Module, student: nn.Module, training: Batches, *, seed: int, progress: bool
 ) -> tuple[nn.Module, Distillation, list[str]]:
-    """A student of `model` by `recipe`, distilled as the task says; how that went, and the warnings on the way.
+    """A calibrated student of `model`, distilled as the task says; how that went, and the warnings on the way.
 
     Raises:
-        LowbitError: the recipe or an option does not fit the model, or training went astray.
+        LowbitError: an option does not fit the model, or training went astray.
     """
     assert task.distill is not None
-    student = quantize(model, recipe, fold=False)
-    calibrate(student, calibration, progress=progress)
     with warnings_kept() as told:
         student, result = distill(
             student,

@@ -131,8 +131,9 @@ class DistillationRow:
     """How a variant was distilled, and what that gained over post-training alone.
 
     `before` and `after` say how well held-out outputs agree with the teacher's, 1 at best, and `best` is the number of
-    the epoch that was kept. `post_training` is the KPI's metric of the post-trained student on the test data, and
-    `gain` that of the distilled file less it, paired on the same samples; both are None where it has no such figure.
+    the epoch that was kept. `post_training` is the KPI's metric of the post-trained student (of a factorized variant,
+    the factorized one) on the test data, and `gain` that of the distilled file less it, paired on the same samples;
+    both are None where it has no such figure.
     """
 
     quantizer: str
@@ -211,12 +212,73 @@ class SearchRow:
 
 
 @dataclass(frozen=True)
+class SpentRow:
+    """What a layer, the layers of its chain, or a whole network cost for one sample, where it was measured with time.
+
+    `activation_bytes` is the most that one layer holds.
+    """
+
+    parameters: int
+    macs: int
+    bops: int
+    weight_bytes: int
+    activation_bytes: int
+    milliseconds: float | None = None
+
+
+@dataclass(frozen=True)
+class FactorizedLayerRow:
+    """A layer that could become a chain, and what became of it.
+
+    `shape` is that of its weight. `choice` is what it became, by name; `kind` is empty and `rank` 0 where it stayed
+    dense. `errors` are those of the weights by method, relative to their norm, ``float`` before rounding; the others
+    those of the layer's outputs inside the network, before and after the chain's last layer was fitted to them, None
+    where it was not. `advice` says where a chain is not worth it, and why; else it is empty.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    choice: str
+    kind: str
+    rank: int
+    errors: dict[str, float]
+    output_before: float | None
+    output_after: float | None
+    before: SpentRow
+    after: SpentRow
+    advice: str
+
+
+@dataclass(frozen=True)
+class FactorizationRow:
+    """How layers of a variant became chains of small ones, before any training.
+
+    `skipped` are layers that have no chain, with the reason. `before` is the network with all layers dense, in the
+    same formats, `after` as it was made; `budgets` the most that it may cost. `error` and `agreement` are of held-out
+    outputs, against the float model's: squared error relative to their variance, and where outputs are class scores the
+    share of equal predictions. `recalibrated` says whether new BatchNorm statistics were kept, None if none were asked
+    for.
+    """
+
+    solver: str
+    exact: bool
+    layers: tuple[FactorizedLayerRow, ...]
+    skipped: dict[str, str]
+    before: SpentRow
+    after: SpentRow
+    budgets: dict[str, float]
+    error: float | None
+    agreement: float | None
+    recalibrated: bool | None
+
+
+@dataclass(frozen=True)
 class Trial:
     """One variant, measured: `recipe` is None for the float baseline.
 
     `difference` is the paired score difference from the float baseline on the same samples. Sizes are bytes; `bops` are
-    MACs x weight bits x activation bits for one sample. `distillation` and `search` are None for a variant that was not
-    made that way. A failed trial keeps its `error` and no figures.
+    MACs x weight bits x activation bits for one sample. `distillation`, `search` and `factorization` are None for a
+    variant that was not made that way. A failed trial keeps its `error` and no figures.
     """
 
     name: str
@@ -241,6 +303,7 @@ class Trial:
     seconds: float = 0.0
     distillation: DistillationRow | None = None
     search: SearchRow | None = None
+    factorization: FactorizationRow | None = None
 
 
 @dataclass(frozen=True)

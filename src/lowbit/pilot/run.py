@@ -4,7 +4,7 @@ The run folder:
 
     run.json                     what was asked and what made it (a `Run` without trials)
     variants/<name>/             model.onnx, manifest.json, recipe.yaml, outputs.npy, and last trial.json
-    variants/<name>/training/    of a variant that trains: its logs, and until it is finished its checkpoints
+    variants/<name>/training/    of a variant that trains: its logs, and until it is finished its checkpoints; factors
     costs.json                   what formats were measured to cost on the runtime, if a variant searches
     latency.json                 all files timed in turn, so that their ratios hold on a noisy machine
     report.html                  written by `lowbit.report` from the above
@@ -35,6 +35,7 @@ from typing import Any
 import numpy as np
 import torch
 from joblib import Parallel, delayed
+from pydantic import BaseModel
 from torch import nn
 
 from lowbit import files
@@ -44,7 +45,7 @@ from lowbit.errors import DataError, LowbitError
 from lowbit.export.runtime import Session, arrays, open_session
 from lowbit.pilot import statistics
 from lowbit.pilot.record import Kpi, LatencyRow, Provenance, Run, Timings, Trial, read
-from lowbit.pilot.spec import PilotSpec, TrainingSpec
+from lowbit.pilot.spec import PilotSpec, Variant
 from lowbit.pilot.trial import Samples, Settings, Task, example, finished, measure, run_trial
 from lowbit.progress import track
 from lowbit.recipe import Recipe
@@ -111,13 +112,8 @@ def run_pilot(
     tasks = [task("float", None)]
     for v in spec.variants:
         recipe = v.to_recipe(where, f"{spec.name}: {v.name}")
-        trained: dict[str, Any] = {"black": black} if v.distill or v.search else {}
-        if v.distill:
-            trained |= {"distill": v.distill.of_metric(metric)}
-        if v.search:
-            of_weights = {"granularity": v.granularity, "batch": runtime.batches[0]}
-            trained |= {"search": v.search.of_metric(metric), **of_weights}
-        tasks.append(task(v.name, recipe, opset=v.opset, level=v.level, widen_most=v.widen_most, **trained))
+        how = _how(v, spec, black)
+        tasks.append(task(v.name, recipe, opset=v.opset, level=v.level, widen_most=v.widen_most, **how))
     folder.mkdir(parents=True, exist_ok=True)
     run = Run(
         spec.name,
@@ -172,7 +168,20 @@ def _training_data(
     return train, (said or spec.data.calibration).preprocess.black()
 
 
-def _plain(how: TrainingSpec) -> dict[str, Any]:
+def _how(v: Variant, spec: PilotSpec, black: tuple[float, ...]) -> dict[str, Any]:
+    """What a variant asks for beside post-training; `black` is a black pixel of the data that trains."""
+    how: dict[str, Any] = {}
+    if v.factorize:
+        how |= {"factorize": v.factorize, "black": spec.data.calibration.preprocess.black()}
+    if v.distill:
+        how |= {"black": black, "distill": v.distill.of_metric(spec.kpi.metric)}
+    if v.search:
+        of_weights = {"granularity": v.granularity, "batch": spec.runtime.batches[0]}
+        how |= {"black": black, "search": v.search.of_metric(spec.kpi.metric), **of_weights}
+    return how
+
+
+def _plain(how: BaseModel) -> dict[str, Any]:
     """What the file says, without the defaults of the method."""
     return how.model_dump(mode="json", exclude_none=True)
 

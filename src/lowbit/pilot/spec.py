@@ -18,6 +18,7 @@ from lowbit.errors import FormatError, RecipeError
 from lowbit.families import FamilyName
 from lowbit.formats import parse
 from lowbit.granularity import parse_granularity
+from lowbit.methods.factorization import choices as chains
 from lowbit.methods.search.run import Strategy
 from lowbit.methods.search.sensitivity import SensitivityName
 from lowbit.methods.search.space import SPACES, Choice
@@ -64,6 +65,24 @@ def _choice_name(name: str) -> str:
     return name
 
 
+def _chain_name(name: str) -> str:
+    try:
+        chains.Choice.parse(name)
+    except (FormatError, RecipeError) as error:
+        raise _wrong(str(error)) from None
+    return name
+
+
+def _chains(given: object) -> object:
+    """What layers can become, by one name or several, or what each becomes, by globs; all of them names of choices."""
+    named = [*given.values()] if isinstance(given, dict) else _listed(given)
+    if not isinstance(named, (list, tuple)) or not all(isinstance(name, str) for name in named) or not named:
+        raise _wrong("expected a choice such as '2x', a list of choices, or a mapping of layer globs to choices")
+    for name in named:
+        _chain_name(name)
+    return given if isinstance(given, dict) else tuple(named)
+
+
 def _pattern(text: str) -> str:
     try:
         re.compile(text)
@@ -89,6 +108,7 @@ def _listed(given: object) -> object:
 FormatName = Annotated[str, AfterValidator(_format_name)]
 GranularityName = Annotated[str, AfterValidator(_granularity_name)]
 ChoiceName = Annotated[str, AfterValidator(_choice_name)]
+ChainName = Annotated[str, AfterValidator(_chain_name)]
 Pattern = Annotated[str, AfterValidator(_pattern)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -167,12 +187,26 @@ class RuntimeSpec(_Section):
     batches: tuple[Annotated[int, Field(ge=1)], ...] = (1, 32)
 
 
-class TrainingSpec(_Section):
-    """How a student is trained, whatever decides its formats; what is None is as the method has it.
+class _Augmented(_Section):
+    """How images are changed: `crop` shifts them by up to so many pixels, `flip` mirrors half of them.
 
-    `crop` shifts images by up to so many pixels and `flip` mirrors half of them; see
-    `lowbit.training.samples.crop_and_flip`.
+    See `lowbit.training.samples.crop_and_flip`.
     """
+
+    crop: int = Field(default=0, ge=0)
+    flip: bool = False
+
+    def options(self, *without: str) -> dict[str, Any]:
+        """The keywords of the method that the file gives, all but `augment` and those named in `without`."""
+        return self.model_dump(exclude={"crop", "flip", *without}, exclude_none=True)
+
+    def augment(self, black: tuple[float, ...]) -> Augment | None:
+        """The change to each batch, None for none; `black` is what comes in at the borders."""
+        return crop_and_flip(self.crop, flip=self.flip, fill=black) if self.crop or self.flip else None
+
+
+class TrainingSpec(_Augmented):
+    """How a student is trained, whatever decides its formats; what is None is as the method has it."""
 
     epochs: int = Field(default=2, ge=1)
     quantizer: FamilyName | None = None
@@ -185,8 +219,6 @@ class TrainingSpec(_Section):
     weight_decay: NotNegative | None = None
     clip: Positive | None = None
     precision: Precision | None = None
-    crop: int = Field(default=0, ge=0)
-    flip: bool = False
 
     @model_validator(mode="after")
     def _has_a_use_for_its_temperature(self) -> Self:
@@ -199,14 +231,6 @@ class TrainingSpec(_Section):
         if metric == "r2" and "loss" not in self.model_fields_set:
             return self.model_copy(update={"loss": "mse"})
         return self
-
-    def options(self, *without: str) -> dict[str, Any]:
-        """The keywords of the method that the file gives, all but `augment` and those named in `without`."""
-        return self.model_dump(exclude={"crop", "flip", *without}, exclude_none=True)
-
-    def augment(self, black: tuple[float, ...]) -> Augment | None:
-        """The change to each batch, None for none; `black` is what comes in at the borders."""
-        return crop_and_flip(self.crop, flip=self.flip, fill=black) if self.crop or self.flip else None
 
 
 class DistillSpec(TrainingSpec):
@@ -232,7 +256,7 @@ class DistillSpec(TrainingSpec):
 
 
 class BudgetSpec(_Section):
-    """The most that a searched network may cost; see `lowbit.methods.search.prices.Budget`."""
+    """The most that a network may cost; see `lowbit.allocation.Budget`. `like` is a choice of formats."""
 
     cost: CostName = "bops"
     most: Positive | None = None
@@ -250,7 +274,7 @@ class BudgetSpec(_Section):
         return self
 
     def budget(self) -> Budget:
-        """The same for `search`."""
+        """The same for the method."""
         return Budget(**self.model_dump())
 
 
@@ -290,12 +314,72 @@ class SearchSpec(TrainingSpec):
         return self.granularity[0] if len(self.granularity) == 1 else self.granularity
 
 
+class ChainBudgetSpec(BudgetSpec):
+    """The most that a network with chains may cost; `like` is a choice of `factorize`."""
+
+    like: ChainName | None = None
+
+
+_NOT_EXACT = {"solver", "middle", "refit"}
+
+
+class FactorizeSpec(_Augmented):
+    """How layers of a variant become chains of small ones; see `lowbit.methods.factorization.run.factorize`.
+
+    With `norms`, BatchNorm statistics are set anew on the calibration inputs, changed by `crop` and `flip` as the
+    training of the float model changed its own. `seed` is the pilot's by default.
+    """
+
+    choices: Annotated[tuple[str, ...] | dict[str, str] | None, BeforeValidator(_chains)] = None
+    budget: ChainBudgetSpec | None = None
+    tolerance: Annotated[float, Field(gt=0, lt=1)] | None = None
+    layers: Annotated[tuple[str, ...], BeforeValidator(_listed), Field(min_length=1)] | None = None
+    exact: bool = False
+    solver: Literal["descent", "admm", "rounding"] = "descent"
+    middle: FormatName = "int8"
+    refit: bool = True
+    norms: bool = False
+    compare: bool = True
+    seed: int | None = None
+
+    @model_validator(mode="after")
+    def _has_something_to_choose_by(self) -> FactorizeSpec:
+        limited = [name for name in ("budget", "tolerance") if getattr(self, name) is not None]
+        if len(limited) == 2:
+            raise _wrong("budget and tolerance both say how far to go; give one of them")
+        given = [*limited, *(["layers"] if self.layers else [])]
+        if isinstance(self.choices, dict) and given:
+            raise _wrong(f"choices say what each layer becomes; leave {' and '.join(given)} out")
+        if isinstance(self.choices, tuple) and len(self.choices) > 1 and not limited:
+            raise _wrong(f"{len(self.choices)} choices and nothing to choose by; give a budget or a tolerance")
+        like, choices = self.budget and self.budget.like, self.choices or chains.CHOICES
+        if like is not None and like not in choices:
+            raise _wrong(f"budget: like {like!r} is none of the choices ({', '.join(choices)})")
+        return self
+
+    @model_validator(mode="after")
+    def _has_a_use_for_its_options(self) -> FactorizeSpec:
+        idle = sorted(self.model_fields_set & _NOT_EXACT)
+        if self.exact and idle:
+            raise _wrong(f"exact is as published, and has no {' and '.join(idle)}; leave one or the other out")
+        if (self.crop or self.flip) and not self.norms:
+            raise _wrong("crop and flip change the inputs of norms; set norms: true, or leave them out")
+        return self
+
+    def found(self, choices: dict[str, str], seed: int) -> dict[str, Any]:
+        """The section of a recipe file that does the same again, without anything left to choose."""
+        same = self.model_copy(update={"choices": choices, "compare": False, "seed": seed})
+        idle = (_NOT_EXACT if self.exact else set()) | (set() if self.norms else {"norms", "crop", "flip"})
+        return same.model_dump(mode="json", exclude={"budget", "tolerance", "layers", *idle})
+
+
 class Variant(_Section):
     """One candidate: a recipe file, or weights and activations for all layers with exceptions in `rules`.
 
     `level` is the effort of post-training, and `widen_most` the number of tensors that may go to 16 bits; see
     `lowbit.post_training.levels.post_train`. With `distill` it is trained after that. With `search`, which trains too,
-    recipe file and `rules` are about the layers that are not searched, and `granularity` about those that are.
+    recipe file and `rules` are about the layers that are not searched, and `granularity` about those that are. With
+    `factorize`, layers become chains in these formats, which takes the place of post-training.
     """
 
     name: str
@@ -310,6 +394,7 @@ class Variant(_Section):
     widen_most: int = Field(default=0, ge=0)
     distill: DistillSpec | None = None
     search: SearchSpec | None = None
+    factorize: FactorizeSpec | None = None
 
     @field_validator("name")
     @classmethod
@@ -320,7 +405,7 @@ class Variant(_Section):
 
     @model_validator(mode="after")
     def _says_something(self) -> Variant:
-        beside = {"name", "recipe", "opset", "level", "widen_most", "distill", "search"}
+        beside = {"name", "recipe", "opset", "level", "widen_most", "distill", "search", "factorize"}
         given = sorted(self.model_fields_set - beside - ({"granularity"} if self.search else set()))
         if self.recipe and given:
             raise _wrong(f"a recipe file and {', '.join(given)}: give one or the other")
@@ -341,6 +426,18 @@ class Variant(_Section):
             raise _wrong("widen_most would leave the budget of search; leave it out, or add int16 to the choices")
         return self
 
+    @model_validator(mode="after")
+    def _leaves_to_factorize_what_it_does(self) -> Variant:
+        if self.factorize and self.search:
+            raise _wrong(
+                "search decides formats of layers as they are, and factorize what layers become; make two variants of "
+                "them, or leave search out and give factorize a budget, which decides formats too"
+            )
+        idle = sorted(self.model_fields_set & {"level", "widen_most"})
+        if self.factorize and idle:
+            raise _wrong(f"factorize takes the place of post-training; leave {' and '.join(idle)} out")
+        return self
+
     def to_recipe(self, folder: Path, where: str) -> Recipe:
         """The recipe of this variant; paths are relative to `folder`, and `where` begins error messages.
 
@@ -349,7 +446,13 @@ class Variant(_Section):
             RecipeError: the recipe file, or a rule, does not fit.
         """
         if self.recipe:
-            return Recipe.load(folder / self.recipe)
+            recipe, factorize = load_recipe(folder / self.recipe)
+            if factorize is not None:
+                raise RecipeError(
+                    f"{where}.recipe: {self.recipe!r} is of a factorized network; copy its section factorize into the "
+                    "variant, and the rest into a recipe file of its own"
+                )
+            return recipe
         recipe = Recipe.from_dict({"rules": [*self.rules], "glue": self.glue}, where)
         if not (self.weights or self.activations):
             return recipe
@@ -385,7 +488,29 @@ class PilotSpec(_Section):
         return variants
 
 
-_EMPTY = {"distill": "write {} to distill with every default", "search": "give choices and a budget"}
+class _FactorizedRecipe(_Section):
+    factorize: FactorizeSpec
+
+
+def load_recipe(path: Path) -> tuple[Recipe, FactorizeSpec | None]:
+    """A recipe file, and how its layers become chains: the section ``factorize`` that a pilot writes into one.
+
+    Raises:
+        DataError: the file cannot be read.
+        RecipeError: it does not fit; the message gives the path to the field.
+    """
+    data, where = files.read_yaml(path), os.fspath(path)
+    if not isinstance(data, dict) or "factorize" not in data:
+        return Recipe.from_dict(data, where), None
+    section = validated(_FactorizedRecipe, {"factorize": data.pop("factorize")}, where)
+    return Recipe.from_dict(data, where), section.factorize
+
+
+_EMPTY = {
+    "distill": "write {} to distill with every default",
+    "search": "give choices and a budget",
+    "factorize": "write {} to factorize with every default",
+}
 
 
 def load_spec(path: Path) -> PilotSpec:

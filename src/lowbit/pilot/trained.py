@@ -1,7 +1,8 @@
 """What trials that train have in common: a folder of checkpoints, warnings that become notes, records of epochs.
 
 Training keeps its checkpoints in a folder of the trial's, and goes on there when the pilot was killed, or when what
-came after it failed and is tried again. Once the trial is finished only the logs of the training are left.
+came after it failed and is tried again. Once the trial is finished only the logs of the training are left. A
+factorization keeps the factors that it found there too.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _FINGERPRINT = "fingerprint"  # of what the checkpoints are of
 
 
 def prepared(task: Task, fingerprint: str) -> Path:
-    """The folder to train in: with the checkpoints of the same training if there are some, else empty."""
+    """The folder to work in: with what the same training or factorization kept if there is something, else empty."""
     folder = _folder(task)
     marker = folder / _FINGERPRINT
     if not marker.exists() or files.read_text(marker) != fingerprint:
@@ -46,9 +47,11 @@ def tidy(task: Task) -> None:
     """
     if task.training is None:
         shutil.rmtree(_folder(task), ignore_errors=True)
-    for path in [*_folder(task).rglob("*")]:
+    for path in sorted(_folder(task).rglob("*"), reverse=True):  # what is in a folder comes before it
         if path.is_file() and path.name not in _LOGS:
             path.unlink()
+        elif path.is_dir() and not any(path.iterdir()):
+            path.rmdir()
 
 
 @contextlib.contextmanager

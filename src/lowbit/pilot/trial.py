@@ -1,7 +1,8 @@
 """One trial: quantize a copy of the model, calibrate, export, verify, and score the file in its runtime.
 
 A variant that is distilled or searched is post-trained too, by the same recipe: that student is scored on the test
-data, and what training gains over it is part of the record.
+data, and what training gains over it is part of the record. Where layers become chains, factorization takes the place
+of post-training.
 
 A trial depends only on its arguments and writes only into its own folder, `trial.json` last: a folder with a
 `trial.json` is a finished trial, anything else is done again. Only training goes on where it was, and what formats cost
@@ -11,16 +12,18 @@ on the runtime, measured for a search, is kept for all trials.
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 import time
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+import yaml
 from torch import Tensor, nn
 
 from lowbit import files
@@ -33,16 +36,18 @@ from lowbit.export.runtime import RuntimeName, arrays, open_session
 from lowbit.export.verify import Verification, verify
 from lowbit.layers import Quantized
 from lowbit.methods.distillation.run import Distillation
+from lowbit.methods.factorization.run import Factorization
 from lowbit.methods.search.run import Search
-from lowbit.pilot import distilled, searched, statistics, trained
+from lowbit.pilot import distilled, factorized, searched, statistics, trained
 from lowbit.pilot.record import LayerRow, ObstacleRow, Score, Trial, VerificationRow, read
-from lowbit.pilot.spec import DistillSpec, SearchSpec
+from lowbit.pilot.spec import DistillSpec, FactorizeSpec, SearchSpec
 from lowbit.post_training.levels import Level, post_train
 from lowbit.post_training.segments import float_twin
 from lowbit.progress import track
-from lowbit.quantization import Coverage, coverage, freeze, origin
+from lowbit.quantization import Coverage, calibrate, coverage, freeze, origin, quantize
 from lowbit.quantizer import Quantizer
 from lowbit.recipe import Recipe
+from lowbit.training.students import finished as folded
 
 Array = statistics.Array
 BATCH = 100
@@ -100,6 +105,7 @@ class Task:
     search: SearchSpec | None = None
     granularity: str = "channel"
     batch: int = 1
+    factorize: FactorizeSpec | None = None
 
     @property
     def training(self) -> DistillSpec | SearchSpec | None:
@@ -209,7 +215,7 @@ def _measure(task: Task, model: nn.Module, data: _Sources, settings: Settings, p
     compared = _beside_post_training(made, measured)
     return Trial(
         task.name,
-        made.recipe.to_dict() if made.recipe else None,
+        made.recipe,
         task.fingerprint,
         "misses",  # the verdict is given when the run is put together: the KPI's minimum is no part of a trial
         score=statistics.score(*measured),
@@ -236,6 +242,7 @@ def _measure(task: Task, model: nn.Module, data: _Sources, settings: Settings, p
         notes=(*made.notes, *verification.unlike_calibration, *_notes(student, covered, task.opset)),
         distillation=distilled.row(made.result, *compared) if isinstance(made.result, Distillation) else None,
         search=searched.row(task, made.result, *compared) if isinstance(made.result, Search) else None,
+        factorization=factorized.row(made.found) if made.found else None,
     )
 
 
@@ -243,20 +250,24 @@ def _measure(task: Task, model: nn.Module, data: _Sources, settings: Settings, p
 class _Made:
     """A student, the recipe it was asked for, in sentences how it was made, and for a trained one how that went.
 
-    `before` are the outputs on the test data of the student that post-training alone makes.
+    `before` are the outputs on the test data of the student that post-training or factorization alone makes, and
+    `found` is what came of the latter.
     """
 
     student: nn.Module
-    recipe: Recipe | None = None
+    recipe: dict[str, Any] | None = None
     notes: tuple[str, ...] = ()
     result: Distillation | Search | None = None
     before: Array | None = None
+    found: Factorization | None = None
 
 
 def _make(task: Task, model: nn.Module, data: _Sources, settings: Settings, progress: bool) -> _Made:
     """The student of a task; its recipe, wider where that was asked for, or searched, beside the file."""
     if task.recipe is None:
         return _Made(model)
+    if task.factorize is not None:
+        return _make_factorized(task, model, data, settings, progress)
     seed, batches = settings.seed, _in_batches(data.calibration)
     asked, student, warned = task.recipe, model, list[str]()
     result: Distillation | Search | None = None
@@ -273,13 +284,30 @@ def _make(task: Task, model: nn.Module, data: _Sources, settings: Settings, prog
     assert noted is not None
     noted.recipe.save(task.folder / "recipe.yaml")
     if task.training is None:
-        return _Made(post_trained, asked, (told,))
+        return _Made(post_trained, asked.to_dict(), (told,))
     before = _model_outputs(freeze(post_trained), data.test, progress)  # as its file would compute
     if task.distill is not None:
+        student = quantize(model, noted.recipe, fold=False)
+        calibrate(student, batches, progress=progress)
         student, result, warned = distilled.train(
-            task, model, noted.recipe, batches, _in_batches(data.train), seed=seed, progress=progress
+            task, model, student, _in_batches(data.train), seed=seed, progress=progress
         )
-    return _Made(student, asked, (str(result), f"compared with {told}", *warned), result, before)
+    return _Made(student, asked.to_dict(), (str(result), f"compared with {told}", *warned), result, before)
+
+
+def _make_factorized(task: Task, model: nn.Module, data: _Sources, settings: Settings, progress: bool) -> _Made:
+    """The student of a task that factorizes, and may train it then; its recipe beside the file."""
+    seed = settings.seed
+    student, found = factorized.make(task, model, _in_batches(data.calibration), seed=seed, progress=progress)
+    recipe = factorized.recipe_of(task, found, seed)
+    files.write_text(task.folder / "recipe.yaml", yaml.safe_dump(recipe, sort_keys=False))
+    if task.distill is None:
+        return _Made(student, recipe, (str(found),), found=found)
+    before = _model_outputs(freeze(folded(copy.deepcopy(student))), data.test, progress)
+    student, result, warned = distilled.train(
+        task, model, student, _in_batches(data.train), seed=seed, progress=progress
+    )
+    return _Made(student, recipe, (str(result), f"compared with {found}", *warned), result, before, found)
 
 
 def measure(
@@ -356,7 +384,7 @@ def _baseline(folder: Path) -> Array:
 def _layer_rows(
     student: nn.Module, twin: nn.Module, costs: Cost, covered: Coverage, verified: Verification
 ) -> tuple[LayerRow, ...]:
-    rows = {row.name: row for row in covered.layers}
+    rows, twins = {row.name: row for row in covered.layers}, dict(twin.named_modules())
     result = []
     for layer in costs.layers:
         row = rows[layer.name]
@@ -373,7 +401,7 @@ def _layer_rows(
                 layer.macs,
                 layer.bops,
                 layer.weight_bytes,
-                _sqnr(student.get_submodule(layer.name), twin.get_submodule(layer.name)),
+                _sqnr(student.get_submodule(layer.name), twins.get(layer.name)),
                 kernel,
                 reason,
             )
@@ -381,12 +409,12 @@ def _layer_rows(
     return tuple(result)
 
 
-def _sqnr(layer: nn.Module, twin: nn.Module) -> float | None:
-    """Signal to quantization noise ratio of a layer's weights in dB; None for float weights or exact ones.
+def _sqnr(layer: nn.Module, twin: nn.Module | None) -> float | None:
+    """Signal to quantization noise ratio of a layer's weights in dB; None for float weights, exact ones or a chain's.
 
     The signal is the twin's float weights: the model's, or where `twin` is `layer`, those that training ended with.
     """
-    if not isinstance(layer, Quantized) or not isinstance(layer.weight_quantizer, Quantizer):
+    if twin is None or not isinstance(layer, Quantized) or not isinstance(layer.weight_quantizer, Quantizer):
         return None
     with torch.no_grad():
         weight = (twin.layer if isinstance(twin, Quantized) else twin).get_parameter("weight").double()

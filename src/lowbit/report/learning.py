@@ -19,15 +19,15 @@ Trained: TypeAlias = "DistillationRow | SearchRow"
 _MOST_POINTS = 40  # epochs with a point each; more would be a blur
 
 
-def gain(row: Trained, metric: Metric) -> str:
-    """What training gained over post-training alone, in one sentence."""
+def gain(row: Trained, metric: Metric, over: str = "post-training") -> str:
+    """What training gained over what came before it alone, in one sentence."""
     if row.gain is None or row.post_training is None:
-        return f"What training gained over post-training alone is not known: the {metric.name} of that has no value."
+        return f"What training gained over {over} alone is not known: the {metric.name} of that has no value."
     change, interval = metric.change(row.gain.value), metric.change_interval(row.gain)
     what = {1: "gained", -1: "lost"}.get(_direction(row.gain), "did not measurably change")
     score = metric.value(row.post_training.value)
     return (
-        f"Against post-training alone, which has {score}, training {what} {metric.name}: {change} (95 % interval "
+        f"Against {over} alone, which has {score}, training {what} {metric.name}: {change} (95 % interval "
         f"{interval}, paired on the same {row.gain.samples:,} samples)."
     )
 

@@ -24,7 +24,7 @@ from markupsafe import Markup, escape
 
 from lowbit import __version__
 from lowbit.pilot.record import LatencyRow, Run, Trial, Verdict
-from lowbit.report import charts, figures, learning, searching
+from lowbit.report import charts, factorizing, figures, learning, searching
 from lowbit.report.figures import Metric
 
 VERDICTS: dict[Verdict, str] = {
@@ -177,6 +177,15 @@ def _environment() -> Environment:
         "members": searching.members,
         "number": searching.number,
         "points": searching.points,
+        "chains_way": factorizing.way,
+        "chains_spent": factorizing.spent,
+        "chains_norms": factorizing.norms,
+        "advice": factorizing.advice,
+        "became": factorizing.became,
+        "methods": factorizing.methods,
+        "fitted": factorizing.fitted,
+        "timed": factorizing.timed,
+        "time": factorizing.time,
         "significant": figures.significant,
         "yaml": _yaml,
         "keep": _keep,
@@ -188,6 +197,8 @@ def _environment() -> Environment:
         "bounds": learning.bounds,
         "cost": searching.cost,
         "cost_name": searching.cost_name,
+        "errors": factorizing.errors,
+        "METHODS": factorizing.METHODS,
         "fronts": searching.fronts,
         "moved": searching.moved,
         "moves": searching.strip,

@@ -7,7 +7,7 @@ and why each layer has the format that it has. Next to the first, a strip for ea
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -72,9 +72,14 @@ def cost(kind: str, value: float) -> str:
 
 def spent(row: SearchRow) -> str:
     """What of each budget the found assignment spends."""
+    return spending(row.budgets, row.found.costs)
+
+
+def spending(budgets: Mapping[str, float], costs: Mapping[str, float]) -> str:
+    """What of each budget some costs spend."""
     told = [
-        f"{figures.percent(row.found.costs[kind] / most)} of the budget for {cost_name(kind)} ({cost(kind, most)})"
-        for kind, most in row.budgets.items()
+        f"{figures.percent(costs[kind] / most)} of the budget for {cost_name(kind)} ({cost(kind, most)})"
+        for kind, most in budgets.items()
     ]
     return f"It spends {figures.names(told)}."
 
@@ -82,14 +87,12 @@ def spent(row: SearchRow) -> str:
 def way(row: SearchRow) -> str:
     """How the formats were found."""
     layers = sum(map(len, row.layers))
-    decided = _many(layers, "layer") + (
-        "" if layers == len(row.layers) else f" in {_many(len(row.layers), 'decision')}"
-    )
-    tried = f" {_many(row.samples, 'assignment')} of formats were tried while weights learned." if row.samples else ""
+    decided = many(layers, "layer") + ("" if layers == len(row.layers) else f" in {many(len(row.layers), 'decision')}")
+    tried = f" {many(row.samples, 'assignment')} of formats were tried while weights learned." if row.samples else ""
     taken = "had the lowest loss on held-out inputs within the budget" if row.found.fits else "is over the budget"
     return (
         f"Formats of {decided} were chosen from {figures.names(row.choices)} by {_BY.get(row.by, row.by)}.{tried} "
-        f"Of {_many(len(row.candidates), 'candidate')} the one that was taken, {row.found.name}, {taken}."
+        f"Of {many(len(row.candidates), 'candidate')} the one that was taken, {row.found.name}, {taken}."
     )
 
 
@@ -112,7 +115,7 @@ def training(row: SearchRow) -> str:
     if not row.epochs:
         return "No steps were left to train the found assignment by itself."
     source = "the labels" if row.loss == "labels" else f"the float model's outputs (loss {row.loss})"
-    learned = f"Then it learned by itself from {source} for {_many(len(row.epochs), 'pass', 'passes')}; "
+    learned = f"Then it learned by itself from {source} for {many(len(row.epochs), 'pass', 'passes')}; "
     return f"{learned}number {row.best} was kept. {came(row)}".rstrip()
 
 
@@ -130,7 +133,8 @@ def members(layers: tuple[str, ...]) -> str:
     return ", ".join(layers[:3]) + (f" and {len(layers) - 3} more" if len(layers) > 3 else "")
 
 
-def _many(count: int, one: str, several: str = "") -> str:
+def many(count: int, one: str, several: str = "") -> str:
+    """A count with its noun: ``1 layer``, ``2 layers``."""
     return f"{count:,} {one if count == 1 else several or one + 's'}"
 
 
@@ -257,7 +261,7 @@ class _Front:
             "held-out inputs, in shared weights",
             drawn(self.layers()),
             tuple(self.mark(p) for p in self.points),
-            f"Plot of {title}: {_many(len(self.points), 'assignment')}.{told}",
+            f"Plot of {title}: {many(len(self.points), 'assignment')}.{told}",
         )
 
     def mark(self, p: _Place) -> Mark:

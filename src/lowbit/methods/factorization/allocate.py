@@ -15,11 +15,14 @@ from lowbit import allocation, costs, layers
 from lowbit.allocation import Assignment, Budget, CostName, Limit, Losses, Prices, limit_of
 from lowbit.batches import Batch
 from lowbit.costs import Cost, LayerCost, MeasuredCosts
-from lowbit.errors import RecipeError
-from lowbit.formats import Block, Format
+from lowbit.errors import LowbitError, RecipeError
+from lowbit.formats import Block, Format, parse
+from lowbit.granularity import PerChannel
+from lowbit.layers import output_granularity
 from lowbit.methods.factorization.chains import MIDDLE, chain_of, product_of
 from lowbit.methods.factorization.choices import dense_weight, losses_of
 from lowbit.methods.factorization.factors import Chain, Solution
+from lowbit.quantizer import Quantizer
 from lowbit.recipe import Rule
 
 _POINTS = 17  # of a front that is searched
@@ -40,11 +43,16 @@ Picks = dict[str, Option]
 
 @dataclass(frozen=True)
 class Priced:
-    """Options and what each costs, by kind of cost; `dense` is the network with no chain at all."""
+    """Options and what each costs, by kind of cost; `dense` is the network with no chain at all.
+
+    `slower` are chains that were measured to take as long as a dense option of their layer or longer, by the numbers of
+    layer and option.
+    """
 
     options: Options
     prices: Mapping[CostName, Prices]
     dense: Cost
+    slower: frozenset[tuple[int, int]] = frozenset()
 
     def picks(self, assignment: Assignment) -> Picks:
         """The options that an assignment chooses."""
@@ -94,7 +102,7 @@ def priced(
         measured: what a runtime takes, by layer and the name of an option.
 
     Raises:
-        RecipeError: the measurement lacks an option.
+        RecipeError: the measurement lacks an option, or a layer as it stays.
     """
     counted = _counted(twin, example)
     dense = {name: one.in_formats(rules[name]) for name, one in counted.items()}
@@ -114,21 +122,24 @@ def priced(
         "bops": _prices("bops", options, rows, fixed),
         "bytes": _prices("bytes", options, rows, fixed),
     }
+    whole, slower = Cost(tuple(dense.values()), sum(p.numel() for p in twin.parameters())), frozenset[tuple[int, int]]()
     if measured is not None:
-        prices |= _measured(options, measured)
-    return Priced(options, prices, Cost(tuple(dense.values()), sum(p.numel() for p in twin.parameters())))
+        prices |= _measured(options, rules, measured)
+        slower = _slower(options, measured, prices["latency"])
+    return Priced(options, prices, whole, slower)
 
 
 @dataclass(frozen=True)
 class _Counted:
-    """A float layer's costs, and how many output channels, each with a scale, it has."""
+    """A float layer and its costs."""
 
     row: LayerCost
-    channels: int
+    layer: nn.Module
 
     def in_formats(self, rule: Rule | None, weights: Format | None = None) -> LayerCost:
-        """The costs in the formats of a rule, or with weights in another one."""
-        row, weights = self.row, weights or (rule.weights if rule else None)
+        """The costs in the formats of a rule; with `weights`, as a layer of a chain with weights in that format."""
+        row, granularity = self.row, PerChannel() if weights or rule is None else rule.granularity
+        weights = weights or (rule.weights if rule else None)
         if rule and rule.activations:
             bits = rule.activations.bits
             row = replace(
@@ -136,14 +147,15 @@ class _Counted:
             )
         if weights is None:
             return row
-        stored = -(-row.parameters * weights.bits // 8) + 4 * self.channels
+        shape = costs.shape_of(self.layer)
+        holds = Quantizer(weights, shape, granularity=output_granularity(self.layer, granularity), symmetric=True)
         code_bits = weights.bits_with_scale if isinstance(weights, Block) else weights.bits
-        return replace(row, weight_bits=code_bits, weight_bytes=stored)
+        return replace(row, weight_bits=code_bits, weight_bytes=costs.stored_bytes(shape, holds))
 
 
 def _counted(model: nn.Module, example: Batch) -> dict[str, _Counted]:
     rows = costs.cost(model, example).layers
-    return {row.name: _Counted(row, len(model.get_submodule(row.name).get_parameter("weight"))) for row in rows}
+    return {row.name: _Counted(row, model.get_submodule(row.name)) for row in rows}
 
 
 def _counted_chains(twin: nn.Module, options: Options, example: Batch) -> dict[tuple[str, Chain], dict[str, _Counted]]:
@@ -173,19 +185,57 @@ def _prices(
     return Prices(cost, table, of(fixed))
 
 
-def _measured(options: Options, found: MeasuredCosts) -> dict[CostName, Prices]:
-    """Milliseconds and file bytes; what belongs to no layer is shared by all, see `MeasuredCosts.total_ms`."""
+def _measured(options: Options, rules: Mapping[str, Rule | None], found: MeasuredCosts) -> dict[CostName, Prices]:
+    """Milliseconds and file bytes.
+
+    What belongs to no layer is shared by all that have options, as `MeasuredCosts.total_ms` does; layers of the table
+    that have none take what they take as they are.
+    """
     for name, several in options.items():
         for one in several:
             if one.name not in found.milliseconds.get(name, {}):
-                raise RecipeError(f"the measured costs lack layer {name!r} in {one.name!r}; measure all of its choices")
-    share = 1 / len(found.milliseconds)
+                reason = f" ({found.refused[one.name]})" if one.name in found.refused else ""
+                raise RecipeError(
+                    f"the measured costs lack layer {name!r} in {one.name!r}{reason}; measure all of its choices, or "
+                    "leave this one out"
+                )
+    share = 1 / len(options)
     times = tuple(
         tuple(found.milliseconds[name][one.name] + share * found.rest_ms[one.name] for one in several)
         for name, several in options.items()
     )
+    fixed = sum(_as_it_stays(name, rules.get(name), found) for name in found.milliseconds if name not in options)
     sizes = tuple(tuple(float(found.file_bytes[n][one.name]) for one in several) for n, several in options.items())
-    return {"latency": Prices("latency", times, 0.0), "file": Prices("file", sizes, 0.0)}
+    return {"latency": Prices("latency", times, fixed), "file": Prices("file", sizes, 0.0)}
+
+
+def _as_it_stays(name: str, rule: Rule | None, found: MeasuredCosts) -> float:
+    """Milliseconds of a layer without options, of which the columns of other dense choices tell almost as well."""
+    times = found.milliseconds[name]
+    if (own := dense_ms(times, rule)) is not None:
+        return own
+    dense = [ms for choice, ms in times.items() if _dense_format(choice) is not None]
+    if not dense:
+        raise RecipeError(
+            f"the measured costs have layer {name!r}, which stays dense, only as a chain; measure a dense choice too"
+        )
+    return sum(dense) / len(dense)
+
+
+def dense_ms(times: Mapping[str, float], rule: Rule | None) -> float | None:
+    """Of a layer's milliseconds by choice, that of the dense layer in a rule's weights; None if it was not measured."""
+    if rule is None or rule.weights is None:
+        return None
+    alike = (ms for choice, ms in times.items() if _dense_format(choice) == rule.weights)
+    return times.get(str(rule.weights), next(alike, None))
+
+
+def _dense_format(choice: str) -> Format | None:
+    """The format of a dense choice; None for chains, and for names of tables that were made for something else."""
+    try:
+        return parse(choice)
+    except LowbitError:
+        return None
 
 
 def allocated(options: Priced, losses: Losses, budget: Budget) -> tuple[Limit, Picks]:
@@ -206,7 +256,7 @@ def allocated(options: Priced, losses: Losses, budget: Budget) -> tuple[Limit, P
             raise RecipeError(f"budget {budget.cost}: not all layers have choice {budget.like!r}; name another")
         alike = prices.total(tuple(several.index(budget.like) for several in names))
     limit = limit_of(budget, prices, alike)
-    out = set(_slower(options, prices) if budget.cost == "latency" else ())
+    out = options.slower if budget.cost == "latency" else frozenset()
     kept = [[n for n in range(len(row)) if (d, n) not in out] for d, row in enumerate(losses)]
 
     def left(table: Losses) -> tuple[tuple[float, ...], ...]:
@@ -216,10 +266,14 @@ def allocated(options: Priced, losses: Losses, budget: Budget) -> tuple[Limit, P
     return limit, options.picks(tuple(ns[n] for ns, n in zip(kept, found, strict=True)))
 
 
-def _slower(options: Priced, prices: Prices) -> list[tuple[int, int]]:
-    """Chains that are not faster than the fastest dense option of their layer."""
-    found = []
-    for d, (several, row) in enumerate(zip(options.options.values(), prices.table, strict=True)):
-        dense = min((ms for one, ms in zip(several, row, strict=True) if one.chain is None), default=float("inf"))
-        found += [(d, n) for n, (one, ms) in enumerate(zip(several, row, strict=True)) if one.chain and ms >= dense]
-    return found
+def _slower(options: Options, found: MeasuredCosts, prices: Prices) -> frozenset[tuple[int, int]]:
+    """Chains not faster than the fastest dense option of their layer, alone or with their share of the rest."""
+    alone = [[found.milliseconds[name][one.name] for one in several] for name, several in options.items()]
+    slower: set[tuple[int, int]] = set()
+    for table in (alone, prices.table):
+        for d, (several, row) in enumerate(zip(options.values(), table, strict=True)):
+            dense = min((ms for one, ms in zip(several, row, strict=True) if one.chain is None), default=float("inf"))
+            slower |= {
+                (d, n) for n, (one, ms) in enumerate(zip(several, row, strict=True)) if one.chain and ms >= dense
+            }
+    return frozenset(slower)

@@ -64,7 +64,7 @@ class Choice:
         if found is None:
             if " " in name:
                 raise RecipeError(f"choice {name!r}: expected '2x', 'spatial 2x int4', 'rank 28' or a format")
-            return Choice(name, weights=_weights(name))
+            return Choice(name, weights=weight_format(name))
         kind, rate, rank, weights = found.groups()
         if rate and not float(rate) > 1:
             raise RecipeError(f"choice {name!r}: a rate of {rate} saves nothing; give more than 1, or a format alone")
@@ -73,7 +73,7 @@ class Choice:
             float(rate) if rate else None,
             int(rank) if rank else None,
             cast("Kind | None", kind),
-            _weights(weights) if weights else None,
+            weight_format(weights) if weights else None,
         )
 
     @property
@@ -116,12 +116,20 @@ class Choice:
         return Chain(kind, rank, weights, middle or weights) if rank else f"at {self.rate:g}x no component is left"
 
 
-def _weights(name: str) -> Format:
+def weight_format(name: str) -> Format:
+    """The format that factors, or a dense layer, can have.
+
+    Raises:
+        RecipeError: it is a block format, or unsigned.
+        FormatError: no format has that name.
+    """
     found = parse(name)
     if isinstance(found, Block):
         raise RecipeError(
             f"choice {name!r}: block formats have no scales that a chain could take; give an integer format"
         )
+    if not getattr(found, "signed", True):
+        raise RecipeError(f"choice {name!r}: weights cannot all be positive; give a signed format")
     return found
 
 
@@ -129,6 +137,9 @@ def dense_weight(name: str, layer: nn.Module, rule: Rule) -> Tensor:
     """A layer's weight in the format of its rule, rounded to nearest."""
     quantized = quantized_layer(name, layer, rule, own_input=False)
     return layer.get_parameter("weight").detach() if quantized is None else quantized.weight.detach()
+
+
+_Call = tuple[str, Tensor, Tensor]  # the layer, its input and its output
 
 
 def losses_of(
@@ -161,17 +172,18 @@ def losses_of(
     sums = {name: [0.0] * len(several) for name, several in weights.items()}
     count = 0
     for batch in track(batches, "measure sensitivity", show=progress):
-        seen: list[tuple[str, Tensor, Tensor]] = []
+        seen: list[_Call] = []
 
-        def keep(
-            name: str, args: tuple[Tensor, ...], output: Tensor, seen: list[tuple[str, Tensor, Tensor]] = seen
-        ) -> Tensor:
+        def keep(name: str, x: Tensor, output: Tensor, seen: list[_Call] = seen) -> Tensor:
             output = output if output.requires_grad else output.detach().requires_grad_()
-            seen.append((name, args[0].detach().clone(), output))
+            seen.append((name, x.detach().clone(), output))
             return output.clone()  # what comes later may compute in place
 
         hooks = [
-            layer.register_forward_hook(lambda _, args, output, name=name: keep(name, args, output))
+            layer.register_forward_hook(
+                lambda _, args, kwargs, output, name=name: keep(name, args[0] if args else kwargs["input"], output),
+                with_kwargs=True,
+            )
             for name, layer in layers.items()
         ]
         try:
@@ -190,6 +202,8 @@ def losses_of(
     for name, several in found.items():
         if not all(map(math.isfinite, several)):
             raise DataError(f"layer {name!r}: its sensitivity is not finite; look at the model's outputs and inputs")
+    if not getattr(found, "signed", True):
+        raise RecipeError(f"choice {name!r}: weights cannot all be positive; give a signed format")
     return found
 
 

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from torch import nn
 
 from lowbit.costs import Cost, LayerCost, MeasuredCosts
-from lowbit.methods.factorization.allocate import Option
+from lowbit.methods.factorization.allocate import Option, dense_ms
 from lowbit.methods.factorization.factors import Solution
 from lowbit.methods.factorization.refit import Refitted
+from lowbit.recipe import Rule
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class FactorizedLayer:
 def rows_of(
     picks: Mapping[str, Option],
     twin: nn.Module,
+    rules: Mapping[str, Rule | None],
     factors: Mapping[str, Solution],
     refitted: Mapping[str, Refitted],
     before: Cost,
@@ -67,7 +69,7 @@ def rows_of(
         weight = twin.get_submodule(name).get_parameter("weight")
         times = measured.milliseconds.get(name, {}) if measured else {}
         now = [row for row in after.layers if row.name == name or row.name.rpartition(".")[0] == name]
-        was = _spent([dense_rows[name]], times.get(str(option.rule.weights)))
+        was = _spent([dense_rows[name]], dense_ms(times, rules[name]))
         spent = _spent(now, times.get(option.name))
         chain = option.chain
         bits = _bits_a_weight(now, weight.numel())

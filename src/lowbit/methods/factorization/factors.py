@@ -109,6 +109,7 @@ def _save(path: Path, solution: Solution) -> None:
         for mode, tensor in enumerate(several)
     }
     errors = {f"error.{name}": torch.tensor(value, dtype=torch.float64) for name, value in solution.errors.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
     with files.replacing(path) as place:
         save_file({**tensors, **errors}, place)
 

@@ -1,4 +1,4 @@
-"""The last layer of each chain, fitted anew to what the float network returns: least squares, then the grid.
+"""Chains fitted to what the float network returns: the last layer by least squares on the grid, then the depthwise one.
 
 The first layers of a chain lose some of what the layer did; the last one can make up for much of it once it sees what
 they return. With z their outputs for the calibration samples, inside the network as it is by now, and y the outputs of
@@ -8,7 +8,8 @@ the float network's layer there, less the bias,
 
 the least squares fit, drawn a little toward the factor A0. Rows are independent and have a scale each: A is rounded by
 second order and improved by coordinate descent on the same quadratic form, and its scales are fitted in between. Where
-the layer has a bias, H and M are covariances, and the bias makes the means equal.
+the layer has a bias, or a BatchNorm behind it, H and M are covariances, and the bias or the BatchNorm's mean makes the
+means equal. The depthwise layer is fitted next (see `depthwise`), and then the last one once more.
 
 Dense layers of few bits are rounded by second order on the way, as `lowbit.post_training.round_weights` does, so that a
 chain is held against the best that a dense layer can do.
@@ -29,13 +30,14 @@ from lowbit.errors import CalibrationError
 from lowbit.formats import Format
 from lowbit.granularity import PerChannel
 from lowbit.layers import CONVOLUTIONS, BatchNorm, Quantized
-from lowbit.methods.factorization.chains import LAST
+from lowbit.methods.factorization.chains import LAST, MIDDLE
+from lowbit.methods.factorization.depthwise import fit_depthwise
 from lowbit.methods.factorization.tensors import descend, nearest
 from lowbit.post_training.covariance import unfolded
 from lowbit.post_training.rounding import round_layer, second_order
 from lowbit.post_training.segments import Segment, run, walk
 from lowbit.quantizer import Quantizer
-from lowbit.scales import weight_scale
+from lowbit.scales import Histogram, weight_scale
 
 _LEAST = 4  # rows of data for each input of a layer that is fitted
 _TURNS = 3  # of codes and scales
@@ -71,19 +73,44 @@ def refit(
         CalibrationError: too few samples for a layer.
     """
     found: dict[str, Refitted] = {}
-    norms = graph.batchnorms_to_fold(student) if isinstance(student, fx.GraphModule) else {}
+    norms, float_norms = _norms(student), _norms(twin)
+    reads = graph.input_quantizers(student)
     samples = sum(size_of(batch) for batch in batches)
     for segment in walk(student, twin, batches, "refit", progress=progress):
         for name, layer in segment.layers.items():
             chain = name.removesuffix(f".{LAST}")
-            if chain in chains and name != chain:
-                moments = _moments(layer, twin.get_submodule(chain), segment)
-                if moments is not None:
-                    moments.check(chain, samples)
-                    found[chain] = _fit(layer, norms.get(name), moments, chains[chain], damping)
-            elif _rounds(name, layer, chains):
-                round_layer(layer, twin.get_submodule(name), segment)
+            if chain not in chains or name == chain:
+                if _rounds(name, layer, chains):
+                    round_layer(layer, twin.get_submodule(name), segment)
+                continue
+            wanted = twin.get_submodule(chain)
+            moments = _moments(layer, wanted, segment)
+            if moments is None:
+                continue
+            moments.check(chain, samples)
+            norm = (norms[name], float_norms[chain]) if name in norms else None
+            found[chain] = _fit(layer, wanted, norm, moments, chains[chain], damping)
+            middle = segment.layers.get(f"{chain}.{MIDDLE}")
+            if middle is not None:
+                fit_depthwise(middle, layer, wanted, segment)
+                _watch(reads.get(name), segment)
+                moments = _moments(layer, wanted, segment)
+                assert moments is not None  # as it was before
+                again = _fit(layer, wanted, norm, moments, chains[chain], damping)
+                found[chain] = Refitted(found[chain].error_before, again.error_after)
     return found
+
+
+def _norms(model: nn.Module) -> dict[str, BatchNorm]:
+    return graph.batchnorms_to_fold(model) if isinstance(model, fx.GraphModule) else {}
+
+
+def _watch(quantizer: Quantizer | None, segment: Segment) -> None:
+    """Set the range of an activation quantizer anew: what it reads has changed."""
+    if quantizer is not None:
+        quantizer.histogram = Histogram()
+        segment.outputs()
+        quantizer.fit_histogram()
 
 
 def _rounds(name: str, layer: Quantized, chains: Mapping[str, Format]) -> bool:
@@ -165,8 +192,18 @@ def _spread(bias: Tensor, output: Tensor, layer: nn.Module) -> Tensor:
     return bias if isinstance(layer, nn.Linear) else bias.reshape(-1, *[1] * (output.dim() - 2))
 
 
-def _fit(layer: Quantized, norm: BatchNorm | None, moments: _Moments, format: Format, damping: float) -> Refitted:
-    """Fit weights and scales of a layer, and its bias or the mean of the BatchNorm behind it, in place."""
+def _fit(
+    layer: Quantized,
+    twin: nn.Module,
+    norm: tuple[BatchNorm, BatchNorm] | None,
+    moments: _Moments,
+    format: Format,
+    damping: float,
+) -> Refitted:
+    """Fit weights and scales of a layer, and its bias or the mean of the BatchNorm behind it, in place.
+
+    Bias and mean are those of the float network's layer and BatchNorm, `twin` and the second of `norm`, and a shift.
+    """
     quantizer, bias = layer.weight_quantizer, layer.bias
     assert isinstance(quantizer, Quantizer)
     weight = layer.layer.get_parameter("weight")
@@ -193,12 +230,15 @@ def _fit(layer: Quantized, norm: BatchNorm | None, moments: _Moments, format: Fo
     weight.data.copy_(found.reshape(weight.shape))
     quantizer.scale = nn.Parameter(scale.flatten().to(weight), requires_grad=quantizer.scale.requires_grad)
     quantizer.granularity = PerChannel(0)
+    weight.data.copy_(layer.weight.detach())  # to the last bit on the grid
     shift = (moments.y - (found @ moments.z[:, :, None])[:, :, 0]).flatten()
     if bias is not None:
-        bias.data.add_(shift.to(bias))
+        bias.data.copy_(twin.bias.detach() + shift.to(bias))  # type: ignore[operator]
     elif norm is not None:
-        assert norm.running_mean is not None  # `graph` pairs no other
-        norm.running_mean.sub_(shift.to(norm.running_mean))
+        mine, own = norm[0].running_mean, norm[1].running_mean
+        assert mine is not None  # `graph` pairs no other
+        assert own is not None
+        mine.copy_(own - shift.to(own))
     return Refitted(before, error(found))
 
 

@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 import copy
-import fnmatch
 import glob
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from joblib import Parallel, delayed
 from torch import Tensor, fx, nn
 
-from lowbit import costs, graph, layers
+from lowbit import costs, graph
 from lowbit.allocation import Budget, CostName
 from lowbit.batches import Batch, Batches, outputs_of
 from lowbit.costs import Cost, MeasuredCosts
 from lowbit.errors import CalibrationError, LayerError, RecipeError
-from lowbit.formats import Format, parse
-from lowbit.granularity import PerChannel, PerTensor
-from lowbit.layers import Quantized, turn_off_fused_paths, weighted_layers
+from lowbit.layers import Quantized
 from lowbit.methods.factorization.allocate import Option, Picks, allocated, priced
-from lowbit.methods.factorization.chains import MIDDLE, chain_of, kinds_of, placed, tensors_of
-from lowbit.methods.factorization.choices import CHOICES, Choice
+from lowbit.methods.factorization.chains import placed, tensors_of
+from lowbit.methods.factorization.choices import CHOICES, Choice, weight_format
 from lowbit.methods.factorization.explain import FactorizedLayer, rows_of
-from lowbit.methods.factorization.factors import Chain, Solution, Solver, solve
+from lowbit.methods.factorization.factors import SOLVERS, Chain, Solution, Solver, solve
+from lowbit.methods.factorization.ground import Ground, ground_of, options_of
 from lowbit.methods.factorization.refit import Refitted
 from lowbit.methods.factorization.refit import refit as refit_last
 from lowbit.objectives import agreement_of, are_classes, relative_error
@@ -33,7 +30,7 @@ from lowbit.post_training.correction import reestimate
 from lowbit.progress import counted
 from lowbit.quantization import calibrate, note, quantize
 from lowbit.quantizer import Quantizer
-from lowbit.recipe import Recipe, Rule
+from lowbit.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -132,7 +129,8 @@ def factorize(
         norms: inputs as training sees them, augmented; BatchNorm statistics are then set anew on them, and kept if
             that brings the outputs closer. Plain inputs would harm a network that was trained on augmented ones.
         compare: find the errors of all solvers, not only that of the one in use.
-        measured_costs: what a runtime was measured to take, for budgets of ``latency`` and ``file``.
+        measured_costs: what a runtime was measured to take, for budgets of ``latency`` and ``file``, in networks of
+            `chain_variants`.
         jobs: layers at once, in processes of their own (joblib; `joblib.parallel_config` chooses a cluster).
         folder: keeps factors; called again with the same arguments, they are read from there.
         seed: draws where factors start.
@@ -144,13 +142,15 @@ def factorize(
         LayerError: nothing can be factorized, a rank that a layer cannot have, or weights that are not finite.
         CalibrationError: too few samples.
     """
+    if solver not in SOLVERS:
+        raise RecipeError(f"solver {solver!r} is unknown; expected {', '.join(SOLVERS)}")
     if exact:
         solver, middle, refit = "published", "", False
     several = budget is not None or tolerance is not None
     wanted = _wanted(choices, budget, tolerance, layers)
     held, calibrating = _divided(batches)
-    ground = _ground(model, recipe, [*wanted] if layers is None and isinstance(choices, Mapping) else layers, several)
-    options, skipped = _options(ground, wanted, parse(middle) if middle else None)
+    ground = ground_of(model, recipe, [*wanted] if layers is None and isinstance(choices, Mapping) else layers, several)
+    options, skipped = options_of(ground, wanted, weight_format(middle) if middle else None)
     chains = {(name, option.chain): None for name, several in options.items() for option in several if option.chain}
     solved = _solved(ground, [*chains], solver, seed, compare, jobs, None if folder is None else Path(folder), progress)
 
@@ -180,7 +180,7 @@ def factorize(
     cost_after = costs.cost(student, calibrating[0])
     factors = {name: solved[name, option.chain] for name, option in picks.items() if option.chain}
     found = Factorization(
-        rows_of(picks, ground.twin, factors, refitted, prices.dense, cost_after, measured_costs),
+        rows_of(picks, ground.twin, ground.rules, factors, refitted, prices.dense, cost_after, measured_costs),
         skipped,
         solver,
         exact,
@@ -227,110 +227,8 @@ def _divided(batches: Batches) -> tuple[list[Batch], list[Batch]]:
     return (every, every) if len(every) == 1 else (every[::8], [batch for i, batch in enumerate(every) if i % 8])
 
 
-@dataclass(frozen=True)
-class _Ground:
-    """What a factorization starts from: the float network, traced and with its BatchNorms, and each layer's rule."""
-
-    twin: nn.Module
-    rules: Mapping[str, Rule | None]
-    glue: Format | None
-    chosen: tuple[str, ...]
-
-    def layer(self, name: str) -> nn.Module:
-        """A layer of the float network."""
-        return self.twin.get_submodule(name)
-
-    def rule(self, name: str) -> Rule:
-        """The rule of a layer that has one."""
-        rule = self.rules[name]
-        assert rule is not None  # layers without one are not chosen
-        return rule
-
-    def recipe_of(self, picks: Mapping[str, Option], solver: Solver) -> Recipe:
-        """The recipe of the network with these chains."""
-        found = []
-        for name, rule in self.rules.items():
-            if rule is None:
-                continue
-            option = picks.get(name)
-            if option is None or option.chain is None:
-                found.append(replace(rule if option is None else option.rule, match=glob.escape(name)))
-                continue
-            shared = solver == "published" and len(tensors_of(self.layer(name), option.chain.kind)) == 1
-            granularity = PerTensor() if shared else PerChannel(0)
-            for part, _ in chain_of(self.layer(name), option.chain.kind, option.chain.rank).named_children():
-                format = option.chain.middle if part == MIDDLE else option.chain.weights
-                found.append(
-                    replace(rule, match=glob.escape(f"{name}.{part}"), weights=format, granularity=granularity)
-                )
-        return Recipe(tuple(found), self.glue)
-
-
-def _ground(model: nn.Module, recipe: Recipe, wanted: Sequence[str] | None, several: bool) -> _Ground:
-    twin = copy.deepcopy(model).eval()
-    turn_off_fused_paths(twin)
-    traced = graph.trace(twin)
-    if isinstance(traced, fx.GraphModule):
-        graph.keep_batchnorm(traced)
-        twin = traced
-    else:  # tracing may have left something in the copy
-        twin = copy.deepcopy(model).eval()
-    weighted = weighted_layers(twin)
-    rules = recipe.resolve(weighted)
-    names = [*weighted]
-    if wanted is None:
-        inner = names[1:-1] if several else names[1:]
-        chosen = [n for n in inner if several or kinds_of(weighted[n])[:1] == ("cp",)]
-    else:
-        for pattern in wanted:
-            if not fnmatch.filter(names, pattern):
-                raise RecipeError(f"layers: {pattern!r} matches no layer; names are {', '.join(names[:5])} ...")
-        chosen = [n for n in names if any(fnmatch.fnmatchcase(n, pattern) for pattern in wanted)]
-    if not chosen:
-        raise LayerError(
-            f"{type(model).__name__} has no convolution with a kernel behind its first layer; name layers, such as "
-            f"layers={names[1:3] or names}"
-        )
-    for name in chosen:
-        if not bool(torch.isfinite(weighted[name].get_parameter("weight")).all()):
-            raise LayerError(f"layer {name!r}: its weight holds NaN or infinite values; load intact weights")
-    return _Ground(twin, rules, recipe.glue, tuple(chosen))
-
-
-def _options(
-    ground: _Ground, wanted: Mapping[str, Sequence[Choice]], middle: Format | None
-) -> tuple[dict[str, list[Option]], dict[str, str]]:
-    """What each layer can become, and the reason for each that cannot become a chain."""
-    options: dict[str, list[Option]] = {}
-    skipped: dict[str, str] = {}
-    for name in ground.chosen:
-        rule, layer = ground.rules[name], ground.layer(name)
-        if rule is None or rule.weights is None:
-            skipped[name] = "the recipe leaves its weights float"
-            continue
-        pattern = next(one for one in reversed([*wanted]) if fnmatch.fnmatchcase(name, one))
-        found, reason = [], ""
-        for choice in wanted[pattern]:
-            if choice.dense:
-                found.append(Option(choice.name, None, replace(rule, weights=choice.weights)))
-                continue
-            chain = choice.chain(name, layer, rule, middle)
-            if isinstance(chain, Chain):
-                found.append(Option(choice.name, chain, rule))
-            else:
-                reason = chain
-        if any(option.chain for option in found) or (found and pattern != "*"):
-            options[name] = found
-        else:
-            skipped[name] = reason or "none of the choices is a chain"
-    if not any(option.chain for several in options.values() for option in several):
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in [*skipped.items()][:3])
-        raise LayerError(f"no layer can be factorized: {reasons or 'all choices are dense'}")
-    return options, skipped
-
-
 def _solved(
-    ground: _Ground,
+    ground: Ground,
     wanted: Sequence[tuple[str, Chain | None]],
     solver: Solver,
     seed: int,
@@ -358,7 +256,7 @@ def _solved(
 
 
 def _built(
-    ground: _Ground,
+    ground: Ground,
     picks: Mapping[str, Option],
     factors: Mapping[str, Solution],
     batches: list[Batch],
@@ -367,11 +265,8 @@ def _built(
     progress: bool,
 ) -> tuple[nn.Module, dict[str, Refitted]]:
     """The student with these chains, calibrated, and fitted to the float network."""
-    model = copy.deepcopy(ground.twin)
     chains = {name: option.chain for name, option in picks.items() if option.chain}
-    for name, chain in chains.items():
-        model = layers.replace(model, model.get_submodule(name), chain_of(ground.layer(name), chain.kind, chain.rank))
-    student = quantize(model, ground.recipe_of(picks, solver), fold=False)
+    student = quantize(ground.with_chains(picks), ground.recipe_of(picks, solver), fold=False)
     for name, chain in chains.items():
         for part, found in placed(ground.layer(name), chain.kind, factors[name].groups).items():
             layer = student.get_submodule(f"{name}.{part}")
@@ -380,6 +275,7 @@ def _built(
             assert isinstance(quantizer, Quantizer)
             layer.layer.get_parameter("weight").data.copy_(found.weight)
             quantizer.scale.data.copy_(found.scale if quantizer.scale.dim() else found.scale[0])
+            layer.layer.get_parameter("weight").data.copy_(layer.weight.detach())  # to the last bit on the grid
     calibrate(student, batches, progress=progress)
     if not refitting:
         return student, {}

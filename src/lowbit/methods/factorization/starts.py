@@ -23,6 +23,7 @@ from torch import Tensor
 from lowbit.methods.factorization.tensors import balanced, gram, relative_error, targets
 
 RIDGE = 1e-2
+_FREE = 3  # passes without it
 
 
 def float_factors(x: Tensor, rank: int, *, ridge: float = RIDGE, iterations: int = 100, seed: int = 0) -> list[Tensor]:
@@ -45,15 +46,10 @@ def float_factors(x: Tensor, rank: int, *, ridge: float = RIDGE, iterations: int
     norm = float(x.norm())
     with tensorly.backend_context("numpy", local_threadsafe=True), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of ill-conditioned systems, without a ridge
-        found = parafac(
-            (x / norm).numpy(),
-            rank,
-            n_iter_max=iterations,
-            init="random",
-            l2_reg=ridge * rank ** (-2 / 3),
-            tol=1e-6,
-            random_state=seed,
-        )
+        whole, same = (x / norm).numpy(), {"tol": 1e-6, "random_state": seed}
+        # zero is a minimum of the ridge: not from a random start, but from one that has found the tensor
+        near = parafac(whole, rank, n_iter_max=_FREE, init="random", **same)
+        found = parafac(whole, rank, n_iter_max=iterations, init=near, l2_reg=ridge * rank ** (-2 / 3), **same)
     factors = [torch.from_numpy(factor) for factor in found.factors]
     factors[0] = factors[0] * (norm * torch.from_numpy(found.weights))
     return balanced(factors)
