@@ -60,7 +60,9 @@ def surprise_of(output: Tensor, generator: torch.Generator, *, classes: bool) ->
     """
     if not classes:
         noise = torch.randn(output.shape, generator=generator).to(output)
-        return (output * noise).sum() / float(output.detach().std().clamp(min=1e-12))
+        fixed = output.detach()
+        deviation = fixed.std() if fixed.numel() > 1 else fixed.abs().max()  # of a single number nothing is known
+        return (output * noise).sum() / float(deviation.clamp(min=1e-12))
     scores = output.movedim(1, -1).flatten(0, -2)
     drawn = torch.multinomial(scores.detach().softmax(1).cpu(), 1, generator=generator)[:, 0]
     return F.cross_entropy(scores, drawn.to(scores.device), reduction="sum")

@@ -479,7 +479,7 @@ def test_a_refit_finds_a_lost_factor_again() -> None:
     student, found = factorized(model, "rank 4 int8", recipe=recipe, layers=["conv3"], refit=False, fold=False)
     assert found.error < 1e-3
     student.get_submodule(f"conv3.{LAST}.layer").get_parameter("weight").data.zero_()
-    told = refit(student, model, {"conv3": lb.Int(8)}, batches(), progress=False)["conv3"]
+    told = refit(student, model, {"conv3": lb.Int(8)}, batches(), samples=128, progress=False)["conv3"]
     assert told.error_before == pytest.approx(1)  # of the spread of outputs; the mean is not counted
     assert told.error_after < 1e-3
     assert difference(student, model) < 0.03
@@ -914,7 +914,9 @@ def test_too_few_samples_for_the_refit() -> None:
 
 def test_a_result_without_chains_can_be_repeated() -> None:
     student, found = lb.factorize(
-        *(network(), RECIPE, batches(), ["int8", "int4", "20x int2"]), tolerance=0.03, progress=False
+        *(network(), RECIPE, batches(), ["int8", "int4", "20x int2"]),
+        budget=lb.Budget("bops", like="int8", share=0.95),
+        progress=False,
     )
     assert not any(row.kind for row in found.layers)
     again, _ = lb.factorize(network(), RECIPE, batches(), found.choices, progress=False)

@@ -22,12 +22,17 @@ from typer.testing import CliRunner
 import lowbit as lb
 from lowbit import files, models
 from lowbit.cli import app
+from lowbit.costs import MeasuredCosts
 from lowbit.errors import ExportError
+from lowbit.export.measured import measure_formats
+from lowbit.layers import weighted_layers
 from lowbit.methods.factorization import run as factorizing
 from lowbit.pilot import factorized, trial
+from lowbit.pilot import run as run_module
 from lowbit.pilot.record import FactorizationRow, Run, Trial, read
 from lowbit.pilot.run import run_pilot
 from lowbit.pilot.spec import FactorizeSpec, load_recipe, load_spec
+from lowbit.report.figures import milliseconds
 from lowbit.report.page import render
 
 NETWORK = """
@@ -82,11 +87,11 @@ PILOT: dict[str, Any] = {
 }
 
 
-def measure(project: Path, folder: Path, *, say: Callable[[str], None] = lambda line: None) -> Run:
+def measure(project: Path, folder: Path, *, jobs: int = 1, say: Callable[[str], None] = lambda line: None) -> Run:
     spec = load_spec(project / "pilot.yaml")
     model = models.load(spec.model, spec.weights, project)
     calibration, test = (one.open(project, spec.seed) for one in (spec.data.calibration, spec.data.test))
-    return run_pilot(spec, model, calibration, test, folder, base=project, say=say, progress=False)
+    return run_pilot(spec, model, calibration, test, folder, base=project, jobs=jobs, say=say, progress=False)
 
 
 def rewrite(project: Path, **sections: Any) -> None:
@@ -179,7 +184,10 @@ def test_record_of_a_factorized_variant(undisturbed: tuple[Run, Path]) -> None:
         assert one.output_after is not None
         assert one.output_after < one.output_before
         assert one.after.parameters < one.before.parameters
-        assert one.after.milliseconds is None
+        assert one.before.milliseconds is not None
+        assert one.after.milliseconds is not None
+        assert one.before.milliseconds > 0
+        assert one.after.milliseconds > 0
         assert "bits a weight" in one.advice
     assert (row.after.bops, row.after.weight_bytes) == (trial.bops, trial.weight_bytes)
     assert row.after.bops < row.before.bops
@@ -240,6 +248,9 @@ def test_page_says_it_too(undisturbed: tuple[Run, Path]) -> None:
     html = render(undisturbed[0])
     for one in row_of(undisturbed[0]).layers:
         assert str(escape(one.advice)) in html
+        for spent in (one.before, one.after):
+            assert spent.milliseconds is not None
+            assert milliseconds(spent.milliseconds) in html
     assert "factorized, descent" in html
     assert "Against factorization alone, which has" in html
 
@@ -281,6 +292,7 @@ def test_what_a_budget_chose_is_not_chosen_again(
     assert section.choices == {one.name: one.choice for one in row.layers}
     assert (section.budget, section.layers, section.seed) == (None, None, 3)
     monkeypatch.setattr(factorizing, "allocated", pytest.fail)
+    monkeypatch.setattr("lowbit.export.measured._Files.add", pytest.fail)
     again = applied(folder / "variants/chains/recipe.yaml")
     assert stored(again) == stored(folder / "variants/chains/model.onnx")
 
@@ -347,6 +359,169 @@ def test_published_as_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     assert spec.found({"a": "2x"}, 4).keys() == {"choices", "exact", "norms", "crop", "flip", "compare", "seed"}
 
 
+# What choices cost on the runtime
+
+
+def pretending(monkeypatch: pytest.MonkeyPatch, **refused: str) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
+    """Let chains take a millisecond in each layer and dense layers two; what was asked for."""
+    asked: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+    def measured(*given: Any, **how: Any) -> MeasuredCosts:
+        asked.append((given, how))
+        told = {name.replace("_", " "): reason for name, reason in refused.items()}
+        times = {choice: 1.0 if choice in how["models"] else 2.0 for choice in given[1] if choice not in told}
+        sizes = {layer: {choice: int(100 * ms) for choice, ms in times.items()} for layer in given[2]}
+        rest = dict.fromkeys(times, 0.5)
+        return MeasuredCosts({layer: dict(times) for layer in given[2]}, sizes, rest, times, told, {"runtime": "none"})
+
+    monkeypatch.setattr(trial, "measure_formats", measured)
+    return asked
+
+
+def test_a_latency_budget_is_met(copied: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    project, folder = copied
+    tables: list[MeasuredCosts] = []
+
+    def measured(*given: Any, **how: Any) -> MeasuredCosts:
+        tables.append(measure_formats(*given, **how, repeats=25))
+        return tables[0]
+
+    monkeypatch.setattr(trial, "measure_formats", measured)
+    budget = {"cost": "latency", "like": "int8"}
+    rewrite(project, **variant(choices=["int8", "2x int4"], budget=budget, compare=False))
+    row = row_of(measure(project, folder))
+    (table,) = tables
+    assert table.rest_ms.keys() == {"int8", "int4", "2x int4"}  # those of the choices, and the recipe's
+    assert [*table.milliseconds] == ["conv1", "conv2", "conv3", "narrow", "head"]
+    chosen = {one.name: one.choice for one in row.layers}
+    rest = sum(table.rest_ms[choice] for choice in chosen.values()) / len(chosen)
+    every = dict.fromkeys(table.milliseconds, "int4") | chosen
+    assert sum(table.milliseconds[name][choice] for name, choice in every.items()) + rest <= row.budgets["latency"]
+    for one in row.layers:
+        assert one.before.milliseconds == table.milliseconds[one.name]["int4"]
+        assert one.after.milliseconds == table.milliseconds[one.name][one.choice]
+
+
+@pytest.mark.parametrize("cost", ["latency", "file"])
+def test_what_was_measured_decides(cost: str, copied: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    project, folder = copied
+    asked = pretending(monkeypatch)
+    budget = {"cost": cost, "most": {"latency": 2 * 3 + 2 * 1 + 0.6, "file": 300}[cost]}
+    rewrite(project, runtime={"batches": [3, 1]}, **variant(choices=["int8", "2x int4"], budget=budget, compare=False))
+    row = row_of(measure(project, folder))
+    assert row.budgets == {cost: budget["most"]}
+    assert [one.name for one in row.layers] == ["conv2", "conv3"]
+    assert [one.choice for one in row.layers].count("2x int4") == {"latency": 2, "file": 1}[cost]
+    assert {one.before.milliseconds for one in row.layers} == {2.0}
+    ((given, how),) = asked
+    assert given[4].shape == (3, 1, 8, 8)
+    assert (how["runtime"], how["threads"], how["opset"]) == ("onnxruntime", 1, 21)
+    assert how["cache"] == folder / "costs.json"
+
+
+def test_times_of_another_machine_begin_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    kept: list[str] = []
+    monkeypatch.setattr(factorized, "prepared", lambda task, fingerprint: kept.append(fingerprint))
+    monkeypatch.setattr(factorized, "student_of", lambda *_, **__: (None, None))
+    tables = [MeasuredCosts({}, {}, {}, {"2x": ms}, {}, {}) for ms in (1.0, 2.0)]
+    for cost in ("latency", "file", "bops"):
+        spec = FactorizeSpec.model_validate({"budget": {"cost": cost, "most": 1}})
+        task = trial.Task("a", tmp_path, "0123", lb.Recipe(()), factorize=spec)
+        for costs in tables:
+            factorized.make(task, torch.nn.Identity(), [], costs, seed=0, progress=False)
+    assert len({*kept[:2], "0123"}) == 3
+    assert kept[2:] == [*kept[:2], "0123", "0123"]
+
+
+def test_choices_of_a_mapping_are_measured_where_they_are(
+    copied: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project, folder = copied
+    asked = pretending(monkeypatch)
+    rules = [{"match": "conv3", "weights": "int6"}]
+    choices = {"conv*": "rank 16", "conv1": "int3", "conv2": "2x", "narrow": "3x"}  # conv3 alone can have rank 16
+    rewrite(project, variants=[{**CHAINS, "rules": rules, "factorize": {"choices": choices, "compare": False}}])
+    row = row_of(measure(project, folder))
+    assert {one.name: one.choice for one in row.layers} == {"conv1": "int3", "conv2": "2x", "conv3": "rank 16"}
+    assert [one.before.milliseconds for one in row.layers] == [2.0, 2.0, 2.0]
+    assert [one.after.milliseconds for one in row.layers] == [2.0, 1.0, 1.0]
+    (((_, recipes, *_), how),) = asked
+    assert recipes.keys() == {"int3", "int4", "int6", "rank 16", "2x"}
+    assert how["models"].keys() == {"rank 16", "2x"}
+    names = {choice: {*weighted_layers(model)} for choice, model in how["models"].items()}
+    assert {"conv1", "conv2", "conv3.spatial"} <= names["rank 16"]
+    assert {"conv1", "conv2.spatial", "conv3"} <= names["2x"]
+    formats = {rule.match: str(rule.weights) for rule in recipes["int6"].rules}
+    inner = dict.fromkeys(["conv1", "conv2", "conv3"], "int6")
+    assert formats == {**inner, "narrow": "int4", "head": "int4"}
+
+
+def test_a_refused_choice_is_told_where_times_do_not_decide(
+    copied: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project, folder = copied
+    pretending(monkeypatch, **{"3x_int2": "no kernel"})
+    budget = {"like": "int8", "share": 0.9}
+    rewrite(project, **variant(choices=["int8", "3x int2", "1.5x int4"], budget=budget, compare=False))
+    run = measure(project, folder)
+    row = row_of(run)
+    assert "3x int2 has no milliseconds: no kernel" in run.trials[1].notes
+    assert {one.before.milliseconds for one in row.layers} == {2.0}
+    expected = {"int8": 2.0, "3x int2": None, "1.5x int4": 1.0}
+    assert all(one.after.milliseconds == expected[one.choice] for one in row.layers)
+
+
+@pytest.mark.parametrize(
+    "factorize",
+    [{"choices": "2x"}, {"choices": {"conv2": "2x"}}, {"budget": {"like": "int8", "share": 0.9}}, {"tolerance": 0.9}],
+)
+def test_a_runtime_that_measures_nothing_is_told_where_times_do_not_decide(
+    factorize: dict[str, Any], copied: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project, folder = copied
+    monkeypatch.setattr(trial, "measure_formats", refuse)
+    rewrite(project, **variant(**factorize, compare=False))
+    run = measure(project, folder)
+    assert "layers have no milliseconds: no clock" in run.trials[1].notes
+    assert {one.after.milliseconds for one in row_of(run).layers} == {None}
+
+
+def refuse(*_: object, **__: object) -> None:
+    raise ExportError("no clock")
+
+
+def test_a_runtime_that_refuses_fails_a_variant_whose_times_decide(
+    copied: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project, folder = copied
+    rewrite(project, **variant(choices=["int8", "2x"], budget={"cost": "latency", "like": "int8"}, compare=False))
+    with monkeypatch.context() as patch:
+        patch.setattr(trial, "measure_formats", refuse)
+        assert measure(project, folder).trials[1].error == "no clock"
+    pretending(monkeypatch, **{"2x": "no kernel"})
+    told = measure(project, folder).trials[1].error
+    assert told is not None
+    assert "lack layer 'conv2' in '2x' (no kernel)" in told
+
+
+def test_choices_are_measured_before_trials_run_side_by_side(
+    copied: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project, folder = copied
+    rewrite(project, **variant(choices="3x", compare=False))
+    order: list[str] = []
+    monkeypatch.setattr(run_module, "measure", lambda task, *_: order.append(task.name))
+
+    def nothing(*_: object) -> list[Trial]:
+        order.append("run")
+        return []
+
+    monkeypatch.setattr(run_module, "_run", nothing)
+    with pytest.raises(KeyError):  # of a trial that was not run
+        measure(project, folder, jobs=2)
+    assert order == ["chains", "run", "run"]
+
+
 # What goes wrong
 
 
@@ -355,7 +530,10 @@ def test_published_as_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ({"choices": "2x", "layers": "stem"}, "layers: 'stem' matches no layer; names are conv1, conv2"),
         ({"choices": "rank 900"}, "layer 'conv2': got rank 900, expected 1 to "),
-        ({"budget": {"most": 1}}, "budget bops: 1 is below .*, the cheapest assignment; raise it"),
+        (
+            {"choices": ["int8", "2x"], "budget": {"most": 1}},
+            "budget bops: 1 is below .*, the cheapest assignment; raise it",
+        ),
         ({"choices": "int4"}, "no layer can be factorized"),
     ],
 )

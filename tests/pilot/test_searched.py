@@ -28,6 +28,7 @@ from lowbit.export import measured
 from lowbit.methods.search.explore import Sample, read_samples
 from lowbit.pilot import run as run_module
 from lowbit.pilot import searched, trial
+from lowbit.pilot.measured import fingerprint
 from lowbit.pilot.record import Run, SearchRow, Trial, read
 from lowbit.pilot.run import run_pilot
 from lowbit.pilot.spec import SearchSpec, load_spec
@@ -131,7 +132,7 @@ def pretending(monkeypatch: pytest.MonkeyPatch, **refused: str) -> Asked:
         asked.append((recipes, layers, how))
         return table(recipes, layers, refused)
 
-    monkeypatch.setattr(searched, "measure_formats", measured)
+    monkeypatch.setattr(trial, "measure_formats", measured)
     return asked
 
 
@@ -341,9 +342,10 @@ def test_times_of_another_machine_begin_another_search(tmp_path: Path) -> None:
     task = Task("a", tmp_path, "0123", lb.Recipe(()), search=SearchSpec.model_validate(SEARCH))
     recipes = {name: lb.Recipe(()) for name in ("int2", "int4")}
     costs = [table(recipes, ["conv1"], {}), table(recipes, ["conv2"], {})]
-    assert len({searched._fingerprint(task, one) for one in costs}) == 2
+    assert task.search is not None
+    assert len({fingerprint(task, task.search.budget, one) for one in costs}) == 2
     counted = SearchSpec.model_validate(SEARCH | {"budget": {"most": 1e6}})
-    assert {searched._fingerprint(replace(task, search=counted), one) for one in costs} == {"0123"}
+    assert {fingerprint(task, counted.budget, one) for one in costs} == {"0123"}
 
 
 # What is asked of the search
@@ -375,7 +377,7 @@ def test_rules_are_for_layers_that_are_not_searched(copied: tuple[Path, Path], m
 
 def test_batch_that_is_timed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     examples: list[Batch] = []
-    monkeypatch.setattr(searched, "measure_formats", lambda *given, **_: examples.append(given[4]))
+    monkeypatch.setattr(trial, "measure_formats", lambda *given, **_: examples.append(given[4]))
     few = data.from_arrays(np.arange(2 * 64, dtype=np.float32).reshape(2, 1, 8, 8))
     spec = SearchSpec.model_validate(SEARCH)
     task = Task("a", tmp_path, "0123", lb.Recipe(()), search=spec, batch=5)

@@ -5,7 +5,7 @@ The run folder:
     run.json                     what was asked and what made it (a `Run` without trials)
     variants/<name>/             model.onnx, manifest.json, recipe.yaml, outputs.npy, and last trial.json
     variants/<name>/training/    of a variant that trains: its logs, and until it is finished its checkpoints; factors
-    costs.json                   what formats were measured to cost on the runtime, if a variant searches
+    costs.json                   what choices were measured to cost on the runtime, if a variant searches or factorizes
     latency.json                 all files timed in turn, so that their ratios hold on a noisy machine
     report.html                  written by `lowbit.report` from the above
 
@@ -134,7 +134,7 @@ def run_pilot(
     imports = _Imports((spec.model, metric), where)
     if jobs > 1:  # one after the other, while nothing else runs, because times count; trials then read them
         for t in tasks:
-            if t.search is not None and t.name not in done:
+            if (t.search or t.factorize) and t.name not in done:
                 with contextlib.suppress(LowbitError):  # which the trial meets again, and keeps
                     measure(t, model, calibration, test, settings, progress)
     for together in (tasks[:1], tasks[1:]):  # the float baseline alone: the others are compared with it
@@ -172,7 +172,8 @@ def _how(v: Variant, spec: PilotSpec, black: tuple[float, ...]) -> dict[str, Any
     """What a variant asks for beside post-training; `black` is a black pixel of the data that trains."""
     how: dict[str, Any] = {}
     if v.factorize:
-        how |= {"factorize": v.factorize, "black": spec.data.calibration.preprocess.black()}
+        calibrated = spec.data.calibration.preprocess.black()
+        how |= {"factorize": v.factorize, "black": calibrated, "batch": spec.runtime.batches[0]}
     if v.distill:
         how |= {"black": black, "distill": v.distill.of_metric(spec.kpi.metric)}
     if v.search:

@@ -6,26 +6,21 @@ bytes of the file, and so that choices which the runtime cannot run are left out
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
-from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lowbit.batches import Batch, Batches
+from lowbit.batches import Batches
 from lowbit.costs import MeasuredCosts
-from lowbit.export.measured import measure_formats
-from lowbit.export.runtime import RuntimeName
 from lowbit.granularity import parse_granularity
 from lowbit.methods.search.explore import Sample
 from lowbit.methods.search.judge import Point
 from lowbit.methods.search.run import Search, search
 from lowbit.methods.search.space import space_of
+from lowbit.pilot.measured import Choices, fingerprint
 from lowbit.pilot.record import PointRow, ReasonRow, Score, SearchRow
 from lowbit.pilot.trained import epoch_rows, finite, prepared, warnings_kept
 from lowbit.recipe import Rule
@@ -34,41 +29,19 @@ if TYPE_CHECKING:
     from lowbit.pilot.trial import Task
 
 _WINDOWS = 20  # of the samples, to show how the policy moved
-_MEASURED = ("latency", "file")  # budgets that a runtime decides
 
 
-def measure(
-    task: Task,
-    model: nn.Module,
-    calibration: Batches,
-    example: Batch,
-    *,
-    runtime: RuntimeName,
-    threads: int,
-    cache: Path | None,
-    progress: bool,
-) -> MeasuredCosts:
-    """What the layers that the task searches cost in each choice, in the runtime; read from `cache` if it is known.
+def choices(task: Task, model: nn.Module) -> Choices:
+    """The choices of formats that the task searches, each in all layers that it does.
 
     Raises:
-        LowbitError: a choice or a layer does not exist, or the runtime can run none of the choices.
+        LowbitError: a choice or a layer does not exist.
     """
     assert task.search is not None
     assert task.recipe is not None
     grouping, rule = task.search.grouping, _rule(task)
     space = space_of(model, task.search.choices, recipe=task.recipe, rule=rule, granularity=grouping)
-    return measure_formats(
-        model,
-        {str(choice): space.recipe_of(space.uniform(choice)) for choice in space.choices},
-        space.layers,
-        calibration,
-        example,
-        runtime=runtime,
-        threads=threads,
-        opset=task.opset,
-        cache=cache,
-        progress=progress,
-    )
+    return Choices({str(choice): space.recipe_of(space.uniform(choice)) for choice in space.choices}, space.layers)
 
 
 def train(
@@ -93,7 +66,7 @@ def train(
             **task.search.options("choices", "budget", "granularity"),
             augment=task.search.augment(task.black),
             measured_costs=costs,
-            folder=prepared(task, _fingerprint(task, costs)),
+            folder=prepared(task, fingerprint(task, task.search.budget, costs)),
             seed=seed,
             progress=progress,
         )
@@ -103,15 +76,6 @@ def train(
 
 def _rule(task: Task) -> Rule:
     return Rule(granularity=parse_granularity(task.granularity))
-
-
-def _fingerprint(task: Task, costs: MeasuredCosts) -> str:
-    """Of the training: where times decide, those of another machine begin another search."""
-    assert task.search is not None
-    if not any(budget.cost in _MEASURED for budget in task.search.budget):
-        return task.fingerprint
-    content = json.dumps(asdict(costs), sort_keys=True)
-    return f"{task.fingerprint} {hashlib.sha256(content.encode()).hexdigest()[:16]}"
 
 
 def row(task: Task, result: Search, post_training: Score | None, gain: Score | None) -> SearchRow:

@@ -6,7 +6,7 @@ of post-training.
 
 A trial depends only on its arguments and writes only into its own folder, `trial.json` last: a folder with a
 `trial.json` is a finished trial, anything else is done again. Only training goes on where it was, and what formats cost
-on the runtime, measured for a search, is kept for all trials.
+on the runtime, measured for a search or a factorization, is kept for all trials.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from lowbit import files
 from lowbit.batches import call, inputs_of, output_tensor
 from lowbit.costs import Cost, MeasuredCosts, cost
 from lowbit.errors import DataError, DataWarning, LowbitError
+from lowbit.export.measured import measure_formats
 from lowbit.export.onnx import export_onnx
 from lowbit.export.qdq import how_stored
 from lowbit.export.runtime import RuntimeName, arrays, open_session
@@ -81,7 +82,7 @@ class Settings:
     threads: int
     provenance: dict[str, object]
     folder: Path | None = None  # where the path of a metric's file begins
-    costs: Path | None = None  # keeps what formats were measured to cost, for every search of the pilot
+    costs: Path | None = None  # keeps what choices were measured to cost, for all trials of the pilot
 
 
 @dataclass(frozen=True)
@@ -297,30 +298,53 @@ def _make(task: Task, model: nn.Module, data: _Sources, settings: Settings, prog
 
 def _make_factorized(task: Task, model: nn.Module, data: _Sources, settings: Settings, progress: bool) -> _Made:
     """The student of a task that factorizes, and may train it then; its recipe beside the file."""
-    seed = settings.seed
-    student, found = factorized.make(task, model, _in_batches(data.calibration), seed=seed, progress=progress)
+    seed, batches = settings.seed, _in_batches(data.calibration)
+    costs, untimed = _times(task, model, data, settings, progress)
+    student, found = factorized.make(task, model, batches, costs, seed=seed, progress=progress)
     recipe = factorized.recipe_of(task, found, seed)
     files.write_text(task.folder / "recipe.yaml", yaml.safe_dump(recipe, sort_keys=False))
     if task.distill is None:
-        return _Made(student, recipe, (str(found),), found=found)
+        return _Made(student, recipe, (str(found), *untimed), found=found)
     before = _model_outputs(freeze(folded(copy.deepcopy(student))), data.test, progress)
     student, result, warned = distilled.train(
         task, model, student, _in_batches(data.train), seed=seed, progress=progress
     )
-    return _Made(student, recipe, (str(result), f"compared with {found}", *warned), result, before, found)
+    return _Made(student, recipe, (str(result), f"compared with {found}", *untimed, *warned), result, before, found)
+
+
+def _times(
+    task: Task, model: nn.Module, data: _Sources, settings: Settings, progress: bool
+) -> tuple[MeasuredCosts | None, list[str]]:
+    """What the choices of a task that factorizes cost, and what is to be told where that could not be measured."""
+    try:
+        costs = measure(task, model, data.calibration, data.test, settings, progress)
+    except LowbitError as error:
+        if factorized.times_decide(task):
+            raise
+        return None, [f"layers have no milliseconds: {error}"]
+    return costs, factorized.untimed(costs)
 
 
 def measure(
     task: Task, model: nn.Module, calibration: Samples, test: Samples, settings: Settings, progress: bool
 ) -> MeasuredCosts:
-    """What the choices of a task that searches cost in the runtime, see `lowbit.pilot.searched.measure`."""
-    return searched.measure(
-        task,
+    """What the choices of a task that searches or factorizes cost in the runtime; they are kept for all trials.
+
+    Raises:
+        LowbitError: a choice or a layer does not exist, or the runtime can run none of the choices.
+    """
+    timed = example(test, task.batch)
+    choices = factorized.choices(task, model, timed) if task.factorize else searched.choices(task, model)
+    return measure_formats(
         model,
+        choices.recipes,
+        choices.layers,
         _in_batches(calibration),
-        example(test, task.batch),
+        timed,
+        models=choices.models,
         runtime=settings.runtime,
         threads=settings.threads,
+        opset=task.opset,
         cache=settings.costs,
         progress=progress,
     )

@@ -155,10 +155,12 @@ def reestimate(model: nn.Module, batches: Iterable[Batch]) -> None:
     try:
         for norm in norms:
             norm.reset_running_stats()
-            norm.momentum = None  # the mean of all batches
             norm.train()
         with torch.no_grad():
-            for batch in batches:
+            for number, batch in enumerate(batches):  # each counts by its size: the mean of all samples
+                share = size_of(batch) / sum(map(size_of, batches[: number + 1]))
+                for norm in norms:
+                    norm.momentum = share
                 call(model, batch)
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):

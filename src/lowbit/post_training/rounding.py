@@ -140,7 +140,7 @@ def round_layer(
     float_weight = as_matrix(twin.get_parameter("weight").detach(), layer.layer).double()
     before = _error(layer, float_weight, found)
     _round(layer, quantizer, found, float_weight, refit, damping)
-    return RoundedLayer(quantizer.name, before, _error(layer, float_weight, found))
+    return RoundedLayer(quantizer.name.removesuffix(" weight"), before, _error(layer, float_weight, found))
 
 
 def _round(

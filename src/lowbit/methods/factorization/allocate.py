@@ -9,15 +9,15 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from torch import nn
+from torch import fx, nn
 
-from lowbit import allocation, costs, layers
+from lowbit import allocation, costs, graph, layers
 from lowbit.allocation import Assignment, Budget, CostName, Limit, Losses, Prices, limit_of
 from lowbit.batches import Batch
 from lowbit.costs import Cost, LayerCost, MeasuredCosts
 from lowbit.errors import LowbitError, RecipeError
 from lowbit.formats import Block, Format, parse
-from lowbit.granularity import PerChannel
+from lowbit.granularity import PerChannel, PerTensor
 from lowbit.layers import output_granularity
 from lowbit.methods.factorization.chains import MIDDLE, chain_of, product_of
 from lowbit.methods.factorization.choices import dense_weight, losses_of
@@ -135,10 +135,13 @@ class _Counted:
 
     row: LayerCost
     layer: nn.Module
+    folds: bool  # a BatchNorm into it in the end, which gives each channel a scale
 
     def in_formats(self, rule: Rule | None, weights: Format | None = None) -> LayerCost:
         """The costs in the formats of a rule; with `weights`, as a layer of a chain with weights in that format."""
         row, granularity = self.row, PerChannel() if weights or rule is None else rule.granularity
+        if self.folds and isinstance(granularity, PerTensor):
+            granularity = PerChannel()
         weights = weights or (rule.weights if rule else None)
         if rule and rule.activations:
             bits = rule.activations.bits
@@ -155,7 +158,8 @@ class _Counted:
 
 def _counted(model: nn.Module, example: Batch) -> dict[str, _Counted]:
     rows = costs.cost(model, example).layers
-    return {row.name: _Counted(row, model.get_submodule(row.name)) for row in rows}
+    folded = graph.batchnorms_to_fold(model) if isinstance(model, fx.GraphModule) else {}
+    return {row.name: _Counted(row, model.get_submodule(row.name), row.name in folded) for row in rows}
 
 
 def _counted_chains(twin: nn.Module, options: Options, example: Batch) -> dict[tuple[str, Chain], dict[str, _Counted]]:
@@ -255,14 +259,19 @@ def allocated(options: Priced, losses: Losses, budget: Budget) -> tuple[Limit, P
         if not all(budget.like in several for several in names):
             raise RecipeError(f"budget {budget.cost}: not all layers have choice {budget.like!r}; name another")
         alike = prices.total(tuple(several.index(budget.like) for several in names))
-    limit = limit_of(budget, prices, alike)
     out = options.slower if budget.cost == "latency" else frozenset()
     kept = [[n for n in range(len(row)) if (d, n) not in out] for d, row in enumerate(losses)]
 
     def left(table: Losses) -> tuple[tuple[float, ...], ...]:
         return tuple(tuple(row[n] for n in numbers) for row, numbers in zip(table, kept, strict=True))
 
-    found = allocation.solve(left(losses), [replace(limit, prices=replace(prices, table=left(prices.table)))])
+    limit, rest = limit_of(budget, prices, alike), replace(prices, table=left(prices.table))
+    if (least := rest.extent[0]) > limit.most:
+        raise RecipeError(
+            f"budget {budget.cost}: {limit.most:.6g} is below {least:.6g}, the cheapest without chains that are slower "
+            "than dense layers; raise it, or add cheaper choices"
+        )
+    found = allocation.solve(left(losses), [replace(limit, prices=rest)])
     return limit, options.picks(tuple(ns[n] for ns, n in zip(kept, found, strict=True)))
 
 

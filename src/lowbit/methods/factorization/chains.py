@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from lowbit.formats import Format
-from lowbit.layers import CONVOLUTIONS
+from lowbit.layers import CONVOLUTIONS, why_not
 from lowbit.methods.factorization.solvers import GridFactors
 
 Kind = Literal["cp", "svd", "spatial"]
@@ -35,6 +35,8 @@ Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 def why_no_factors(layer: nn.Module) -> str:
     """Why a layer has no factors, empty if it has."""
+    if reason := why_not(layer):
+        return reason
     if not isinstance(layer, (nn.Linear, *CONVOLUTIONS)):
         return f"{type(layer).__name__} has no chain of smaller layers; only Linear and convolutions have"
     weight = layer.get_parameter("weight")

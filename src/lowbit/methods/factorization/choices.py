@@ -187,30 +187,39 @@ def losses_of(
             for name, layer in layers.items()
         ]
         try:
-            output = output_tensor(call(model, batch)).float()
+            with torch.enable_grad():
+                output = output_tensor(call(model, batch)).float()
         finally:
             for hook in hooks:
                 hook.remove()
         count += len(output)
-        surprise = surprise_of(output, generator, classes=are_classes(output))
+        with torch.enable_grad():
+            surprise = surprise_of(output, generator, classes=are_classes(output))
         gradients = torch.autograd.grad(surprise, [y for *_, y in seen], allow_unused=True)
+        moved: dict[tuple[str, int], Tensor] = {}
         for (name, x, _), g in zip(seen, gradients, strict=True):
-            if g is not None:
-                for number, error in enumerate(errors[name]):
-                    sums[name][number] += _along(layers[name], x, error, g)
+            for number, error in enumerate(errors[name] if g is not None else ()):
+                one, before = _along(layers[name], x, error, g), moved.get((name, number))
+                moved[name, number] = one if before is None else _together(before, one)
+        for (name, number), each in moved.items():
+            sums[name][number] += float(each.square().sum()) / 2
     found = {name: [total / max(count, 1) for total in several] for name, several in sums.items()}
     for name, several in found.items():
         if not all(map(math.isfinite, several)):
             raise DataError(f"layer {name!r}: its sensitivity is not finite; look at the model's outputs and inputs")
-    if not getattr(found, "signed", True):
-        raise RecipeError(f"choice {name!r}: weights cannot all be positive; give a signed format")
     return found
 
 
-def _along(layer: nn.Module, x: Tensor, error: Tensor, g: Tensor) -> float:
-    """1/2 (g D)^2, summed over samples."""
+def _together(before: Tensor, one: Tensor) -> Tensor:
+    """What two calls amount to: added up sample by sample, where they have the same samples."""
+    return before + one if len(before) == len(one) else torch.cat([before, one])
+
+
+def _along(layer: nn.Module, x: Tensor, error: Tensor, g: Tensor) -> Tensor:
+    """g D, of each sample of a call."""
     with torch.no_grad():
         y = torch.func.functional_call(layer, {"weight": error}, (x,))
         if (bias := getattr(layer, "bias", None)) is not None:
             y = y - (bias if isinstance(layer, nn.Linear) else bias.reshape(-1, *[1] * (y.dim() - 2)))
-        return float((g * y).double().flatten(1).sum(1).square().sum()) / 2
+        along: Tensor = (g * y).double().flatten(1).sum(1)
+        return along

@@ -6,9 +6,9 @@ With the other two layers fixed, a chain's output is linear in its depthwise wei
 
 but the normal equations have R * S unknowns, too many to write down. They need not be: a product with their matrix is
 one pass through the two layers and one back. Preconditioned by diag(A^T A) E[u^2], a dozen such products come close to
-the solution, which a ridge of the same diagonal draws toward the present C. Outputs are centered: a bias, or the
-BatchNorm behind, makes up for their means. Depthwise weights have 8 bits by default, so rounding the solution to
-nearest loses next to nothing.
+the solution, which a ridge of the same diagonal draws toward the present C. Outputs are centered: a bias or the
+BatchNorm behind, where there is one, makes up for their means. Depthwise weights have 8 bits by default, so rounding
+the solution to nearest loses next to nothing.
 
 References:
     Hestenes and Stiefel, Methods of conjugate gradients for solving linear systems, 1952,
@@ -56,8 +56,9 @@ def fit_depthwise(middle: Quantized, last: Quantized, twin: nn.Module, segment: 
     def gradient(c: Tensor, target: Tensor | None) -> Tensor:
         """Of half the mean squared error, in c; without a target, the product with the matrix."""
         c = c.detach().requires_grad_(True)
-        error = output(c) if target is None else output(c) - target
-        (found,) = torch.autograd.grad(error.square().sum() / (2 * count), c)
+        with torch.enable_grad():
+            error = output(c) if target is None else output(c) - target
+            (found,) = torch.autograd.grad(error.square().sum() / (2 * count), c)
         return found
 
     residual = -gradient(start, wanted)
@@ -98,14 +99,13 @@ def _seen(middle: Quantized, twin: nn.Module, segment: Segment) -> tuple[list[Te
             for value, twin_value in zip(segment.inputs, segment.twin_inputs, strict=True):
                 run(segment.student, value)
                 run(segment.twin, twin_value)
-                if us and us[-1].shape[1:] != us[0].shape[1:]:  # images of another size
-                    del us[-1], ys[-1]
                 if sum(one.numel() for one in us) >= _MOST:
                     break
     finally:
         for hook in hooks:
             hook.remove()
-    return us, ys
+    alike = [i for i, u in enumerate(us) if u.shape[1:] == us[0].shape[1:]]  # not images of another size
+    return [us[i] for i in alike], [ys[i] for i in alike]
 
 
 def _centered(y: Tensor) -> Tensor:

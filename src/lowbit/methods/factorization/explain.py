@@ -113,7 +113,9 @@ def _advice(was: Spent, now: Spent, bits: float, activation_bits: int) -> str:
     if was.milliseconds is not None and now.milliseconds is not None and now.milliseconds >= was.milliseconds:
         told.append(f"slower than the dense layer ({now.milliseconds:.3g} and {was.milliseconds:.3g} ms)")
     if now.bops >= was.bops:
-        told.append("no fewer BOPs than the dense layer: the first factor runs at the input's size")
+        larger = now.macs * was.parameters > 1.2 * was.macs * now.parameters
+        why = ": the first factor runs at the input's size" if larger else ""
+        told.append(f"no fewer BOPs than the dense layer{why}")
     if bits >= 3:
         told.append(f"{bits:.1f} bits a weight, where a dense layer of {math.floor(bits)} bits is as good and simpler")
     elif bits > 2:

@@ -9,13 +9,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from lowbit import graph, layers
 from lowbit.errors import LayerError, RecipeError
 from lowbit.formats import Format
 from lowbit.granularity import PerChannel, PerTensor
-from lowbit.layers import Quantized, turn_off_fused_paths, weighted_layers, why_not
+from lowbit.layers import CONVOLUTIONS, TRANSPOSED, Quantized, turn_off_fused_paths, weighted_layers, why_not
 from lowbit.methods.factorization.allocate import Option
 from lowbit.methods.factorization.chains import MIDDLE, chain_of, kinds_of, tensors_of
 from lowbit.methods.factorization.choices import Choice
@@ -88,25 +88,11 @@ def ground_of(model: nn.Module, recipe: Recipe, wanted: Sequence[str] | None, se
     """
     if any(isinstance(m, (Quantized, Quantizer)) for m in model.modules()):
         raise LayerError("the model is quantized already; factorize the float model it was made from")
-    twin = copy.deepcopy(model).eval()
-    turn_off_fused_paths(twin)
-    traced = graph.trace(twin)
-    if isinstance(traced, fx.GraphModule):
-        graph.keep_batchnorm(traced)
-        twin = traced
-    else:  # tracing may have left something in the copy
-        twin = copy.deepcopy(model).eval()
+    twin = _traced(model)
     weighted = weighted_layers(twin)
-    rules = recipe.resolve(weighted)
+    rules = {n: None if why_not(weighted[n]) else rule for n, rule in recipe.resolve(weighted).items()}
     names = [*weighted]
-    if wanted is None:
-        inner = names[1:-1] if several else names[1:]
-        chosen = [n for n in inner if several or why_not(weighted[n]) or kinds_of(weighted[n])[:1] == ("cp",)]
-    else:
-        for pattern in wanted:
-            if not fnmatch.filter(names, pattern):
-                raise RecipeError(f"layers: {pattern!r} matches no layer; names are {', '.join(names[:5])} ...")
-        chosen = [n for n in names if any(fnmatch.fnmatchcase(n, pattern) for pattern in wanted)]
+    chosen = _usual(weighted, several) if wanted is None else _matching(names, wanted)
     if not chosen:
         raise LayerError(
             f"{type(model).__name__} has no convolution with a kernel behind its first layer; name layers, such as "
@@ -115,9 +101,48 @@ def ground_of(model: nn.Module, recipe: Recipe, wanted: Sequence[str] | None, se
     if "" in chosen:
         raise LayerError(f"the model is itself a layer, {type(model).__name__}; put it into an nn.Sequential")
     for name in chosen:
-        if not why_not(weighted[name]) and not bool(torch.isfinite(weighted[name].get_parameter("weight")).all()):
-            raise LayerError(f"layer {name!r}: its weight holds NaN or infinite values; load intact weights")
+        if not why_not(weighted[name]):
+            _check_weight(name, weighted[name].get_parameter("weight"))
     return Ground(twin, rules, recipe.glue, tuple(chosen))
+
+
+def _traced(model: nn.Module) -> nn.Module:
+    """A copy of a float network, traced where it can be, with BatchNorms as they are kept for training."""
+    twin = copy.deepcopy(model).eval()
+    turn_off_fused_paths(twin)
+    traced = graph.trace(twin)
+    if isinstance(traced, fx.GraphModule):
+        graph.keep_batchnorm(traced)
+        return traced
+    twin = copy.deepcopy(model).eval()  # tracing may have left something in the first copy
+    turn_off_fused_paths(twin)
+    return twin
+
+
+def _usual(weighted: Mapping[str, nn.Module], several: bool) -> list[str]:
+    """All layers but the first and the last, or without `several` choices the convolutions among all but the first.
+
+    Convolutions that have no factors are among them, so that their users are told.
+    """
+    if several:
+        return [*weighted][1:-1]
+    convolutions = (*CONVOLUTIONS, *TRANSPOSED)
+    return [n for n in [*weighted][1:] if isinstance(weighted[n], convolutions) and "svd" not in kinds_of(weighted[n])]
+
+
+def _matching(names: Sequence[str], wanted: Sequence[str]) -> list[str]:
+    for pattern in wanted:
+        if not fnmatch.filter(names, pattern):
+            raise RecipeError(f"layers: {pattern!r} matches no layer; names are {', '.join(names[:5])} ...")
+    return [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in wanted)]
+
+
+def _check_weight(name: str, weight: Tensor) -> None:
+    if weight.dtype != torch.float32:
+        got = str(weight.dtype).removeprefix("torch.")
+        raise LayerError(f"layer {name!r}: its weight is {got}, expected float32; call model.float() first")
+    if not bool(torch.isfinite(weight).all()):
+        raise LayerError(f"layer {name!r}: its weight holds NaN or infinite values; load intact weights")
 
 
 def options_of(

@@ -11,8 +11,8 @@ second order and improved by coordinate descent on the same quadratic form, and 
 the layer has a bias, or a BatchNorm behind it, H and M are covariances, and the bias or the BatchNorm's mean makes the
 means equal. The depthwise layer is fitted next (see `depthwise`), and then the last one once more.
 
-Dense layers of few bits are rounded by second order on the way, as `lowbit.post_training.round_weights` does, so that a
-chain is held against the best that a dense layer can do.
+Dense layers are rounded by second order on the way, as `lowbit.post_training.round_weights` does: they make up for what
+the chains before them lost, and a chain is held against the best that a dense layer can do.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from lowbit import graph
-from lowbit.batches import Batch, size_of
+from lowbit.batches import Batch
 from lowbit.errors import CalibrationError
 from lowbit.formats import Format
 from lowbit.granularity import PerChannel
@@ -57,6 +57,7 @@ def refit(
     chains: Mapping[str, Format],
     batches: list[Batch],
     *,
+    samples: int,
     damping: float = 1e-3,
     progress: bool = True,
 ) -> dict[str, Refitted]:
@@ -66,6 +67,7 @@ def refit(
         student: quantized and calibrated, its chains named in `chains`, with the format of their last weights.
         twin: the float network that it was made from.
         batches: inputs in any batch form, a list.
+        samples: how many were given, held-out ones included, for the message that tells how many are needed.
         damping: see above.
         progress: show a bar on a terminal.
 
@@ -75,12 +77,12 @@ def refit(
     found: dict[str, Refitted] = {}
     norms, float_norms = _norms(student), _norms(twin)
     reads = graph.input_quantizers(student)
-    samples = sum(size_of(batch) for batch in batches)
     for segment in walk(student, twin, batches, "refit", progress=progress):
         for name, layer in segment.layers.items():
             chain = name.removesuffix(f".{LAST}")
             if chain not in chains or name == chain:
-                if _rounds(name, layer, chains):
+                folded_alone = name in float_norms and name not in norms  # its weights are not the float layer's
+                if _rounds(name, layer, chains) and not folded_alone:
                     round_layer(layer, twin.get_submodule(name), segment)
                 continue
             wanted = twin.get_submodule(chain)
@@ -114,10 +116,10 @@ def _watch(quantizer: Quantizer | None, segment: Segment) -> None:
 
 
 def _rounds(name: str, layer: Quantized, chains: Mapping[str, Format]) -> bool:
-    """Whether a layer is a dense one of less than 8 bits."""
+    """Whether a layer is a dense one of 8 bits or less."""
     inside = any(name.startswith(f"{chain}.") for chain in chains)
     quantizer = layer.weight_quantizer
-    return not inside and isinstance(quantizer, Quantizer) and quantizer.format.bits < 8
+    return not inside and isinstance(quantizer, Quantizer) and quantizer.format.bits <= 8
 
 
 @dataclass

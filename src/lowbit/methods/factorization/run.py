@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 
 from lowbit import costs, graph
 from lowbit.allocation import Budget, CostName
-from lowbit.batches import Batch, Batches, outputs_of
+from lowbit.batches import Batch, Batches, outputs_of, size_of
 from lowbit.costs import Cost, MeasuredCosts
 from lowbit.errors import CalibrationError, LayerError, RecipeError
 from lowbit.layers import Quantized
@@ -27,6 +27,7 @@ from lowbit.methods.factorization.refit import Refitted
 from lowbit.methods.factorization.refit import refit as refit_last
 from lowbit.objectives import agreement_of, are_classes, relative_error
 from lowbit.post_training.correction import reestimate
+from lowbit.post_training.segments import working_copy
 from lowbit.progress import counted
 from lowbit.quantization import calibrate, note, quantize
 from lowbit.quantizer import Quantizer
@@ -124,7 +125,7 @@ def factorize(
             layer. `solver`, `middle` and `refit` have no effect.
         solver: ``descent``, ``admm`` (polished by descent) or ``rounding``.
         middle: format of the depthwise weights, which are a few percent of all.
-        refit: fit the last layer of each chain to the float network's outputs.
+        refit: fit the last and the depthwise layer of each chain to the float network's outputs.
         fold: fold BatchNorms in the end. Keep them for `distill`.
         norms: inputs as training sees them, augmented; BatchNorm statistics are then set anew on them, and kept if
             that brings the outputs closer. Plain inputs would harm a network that was trained on augmented ones.
@@ -149,6 +150,7 @@ def factorize(
     several = budget is not None or tolerance is not None
     wanted = _wanted(choices, budget, tolerance, layers)
     held, calibrating = _divided(batches)
+    samples = sum(map(size_of, {id(batch): batch for batch in (*held, *calibrating)}.values()))
     ground = ground_of(model, recipe, [*wanted] if layers is None and isinstance(choices, Mapping) else layers, several)
     options, skipped = options_of(ground, wanted, weight_format(middle) if middle else None)
     chains = {(name, option.chain): None for name, several in options.items() for option in several if option.chain}
@@ -156,7 +158,7 @@ def factorize(
 
     def build(picks: Mapping[str, Option]) -> tuple[nn.Module, dict[str, Refitted]]:
         factors = {name: solved[name, option.chain] for name, option in picks.items() if option.chain}
-        return _built(ground, picks, factors, calibrating, solver, refit, progress)
+        return _built(ground, picks, factors, calibrating, samples, solver, refit, progress)
 
     target = outputs_of(ground.twin, held)
     prices = priced(ground.twin, ground.rules, options, calibrating[0], measured_costs)
@@ -175,8 +177,6 @@ def factorize(
         note(student, folded=True)
     chosen = ", ".join(dict.fromkeys(option.name for option in picks.values()))
     note(student, f"factorize({chosen}, solver={solver}, refit={refit}, seed={seed})")
-    outputs = outputs_of(student, held)
-    scores = all(are_classes(one) and one.dim() == 2 for one in target)
     cost_after = costs.cost(student, calibrating[0])
     factors = {name: solved[name, option.chain] for name, option in picks.items() if option.chain}
     found = Factorization(
@@ -188,8 +188,7 @@ def factorize(
         prices.dense,
         cost_after,
         None if limit is None else (limit.prices.cost, limit.most),
-        relative_error(outputs, target),
-        agreement_of(outputs, target, classes=True) if scores else None,
+        *_closeness(student, held, target),
         recalibrated,
     )
     return student, found
@@ -214,6 +213,8 @@ def _wanted(
     if choices is None:
         choices = CHOICES if several else "2x"
     names = [choices] if isinstance(choices, str) else list(choices)
+    if several and names and not any(Choice.parse(name).dense for name in names):
+        raise RecipeError(f"choices {', '.join(names)} leave no layer dense; add a format, such as int4")
     if not several and len(names) != 1:
         raise RecipeError(f"got {len(names)} choices and nothing to choose by; give a budget or a tolerance")
     return {"*": [Choice.parse(name) for name in dict.fromkeys(names)]}
@@ -260,6 +261,7 @@ def _built(
     picks: Mapping[str, Option],
     factors: Mapping[str, Solution],
     batches: list[Batch],
+    samples: int,
     solver: Solver,
     refitting: bool,
     progress: bool,
@@ -276,23 +278,31 @@ def _built(
             layer.layer.get_parameter("weight").data.copy_(found.weight)
             quantizer.scale.data.copy_(found.scale if quantizer.scale.dim() else found.scale[0])
             layer.layer.get_parameter("weight").data.copy_(layer.weight.detach())  # to the last bit on the grid
+    student = working_copy(student)  # layers that share a weight are rounded each for itself
     calibrate(student, batches, progress=progress)
     if not refitting:
         return student, {}
     formats = {name: chain.weights for name, chain in chains.items()}
-    refitted = refit_last(student, ground.twin, formats, batches, progress=progress)
+    refitted = refit_last(student, ground.twin, formats, batches, samples=samples, progress=progress)
     calibrate(student, batches, progress=progress)
     return student, refitted
+
+
+def _closeness(student: nn.Module, held: list[Batch], target: list[Tensor]) -> tuple[float, float | None]:
+    """The relative error of the outputs, and their agreement where they are class scores."""
+    outputs = outputs_of(student, held)
+    scores = all(are_classes(one) and one.dim() == 2 for one in target)
+    return relative_error(outputs, target), agreement_of(outputs, target, classes=True) if scores else None
 
 
 def _recalibrated(
     student: nn.Module, norms: list[Batch], batches: list[Batch], held: list[Batch], target: list[Tensor]
 ) -> bool:
     """Set BatchNorm statistics anew, in place, if that brings the outputs closer; whether it did."""
-    before, kept = relative_error(outputs_of(student, held), target), copy.deepcopy(student.state_dict())
+    (before, _), kept = _closeness(student, held, target), copy.deepcopy(student.state_dict())
     reestimate(student, norms)
     calibrate(student, batches, progress=False)
-    if relative_error(outputs_of(student, held), target) < before:
+    if _closeness(student, held, target)[0] < before:
         return True
     student.load_state_dict(kept)
     return False
@@ -310,11 +320,10 @@ def _cheapest(
     Raises:
         LayerError: not even the dearest do.
     """
-    scores = all(are_classes(one) and one.dim() == 2 for one in target)
 
     def lost(picks: Picks) -> float:
-        outputs = outputs_of(build(picks)[0], held)
-        return 1 - agreement_of(outputs, target, classes=True) if scores else relative_error(outputs, target)
+        error, agreement = _closeness(build(picks)[0], held, target)
+        return error if agreement is None else 1 - agreement
 
     low, high = 0, len(front) - 1
     if (least := lost(front[high])) > tolerance:
