@@ -20,7 +20,7 @@ import reprlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -188,7 +188,8 @@ def validated(model: type[M], data: object, where: str) -> M:
         path = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in first["loc"]).lstrip(".") or "the file"
         if first["type"] == "extra_forbidden":
             near = difflib.get_close_matches(str(first["loc"][-1]), _keys(model), n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known keys are {', '.join(sorted(_keys(model)))}"
+            here = ", ".join(sorted(_keys_at(model, first["loc"][:-1])))
+            hint = f"did you mean {near[0]!r}?" if near else f"known keys are {here}"
             raise RecipeError(f"{where}: {path}: unknown key; {hint}") from None
         message = first["msg"].removeprefix("Value error, ")
         raise RecipeError(f"{where}: {path}: {message}, got {reprlib.repr(first.get('input'))}") from None
@@ -203,6 +204,22 @@ def _check_extent(data: object, where: str) -> None:
         if seen > _MOST_VALUES:
             raise RecipeError(f"{where}: more than {_MOST_VALUES} values, aliases written out; write fewer aliases")
         waiting += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+
+
+def _keys_at(model: type[BaseModel], path: Iterable[int | str]) -> set[str]:
+    """The keys that a file has at a place."""
+    found = [model]
+    for part in path:
+        if isinstance(part, str):
+            fields = [one.model_fields[part].annotation for one in found if part in one.model_fields]
+            found = [inner for annotation in fields for inner in _models_in(annotation)] or found
+    return {key for one in found for key in one.model_fields}
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in getattr(annotation, "__args__", ()) for model in _models_in(part)]
 
 
 def _keys(model: type[BaseModel]) -> set[str]:
