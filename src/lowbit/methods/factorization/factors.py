@@ -65,7 +65,11 @@ def solve(
         return _loaded(path, len(tensors))
     formats = formats_of(chain.kind, chain.weights, chain.middle)
     rank = chain.rank // len(tensors)
-    found = {name: [_by(name, x, rank, formats, seed) for x in tensors] for name in _wanted(solver, compare)}
+    starts = [float_factors(x, rank, seed=seed) for x in tensors]
+    found = {
+        name: [_by(name, x, start, formats, seed) for x, start in zip(tensors, starts, strict=True)]
+        for name in _wanted(solver, compare)
+    }
     whole = sum(float(x.square().sum()) for x in tensors)
 
     def error(errors: Sequence[float]) -> float:
@@ -84,20 +88,20 @@ def _wanted(solver: Solver, compare: bool) -> list[Solver]:
     return list(dict.fromkeys([solver, "rounding", *(["admm", "descent"] if compare else [])]))  # type: ignore[list-item]
 
 
-def _by(solver: Solver, x: Tensor, rank: int, formats: Sequence[Format], seed: int) -> tuple[GridFactors, float, float]:
-    """Factors of one tensor, their relative error, and that of the float factors."""
-    if solver == "published":
-        start = corrected(x, float_factors(x, rank, ridge=0, seed=seed))
-        found = admm(x, start, formats, per_component=False, outer=1000, inner=1000, points=200)
-    else:
-        start = float_factors(x, rank, seed=seed)
-        match solver:
-            case "rounding":
-                found = rounded(start, formats)
-            case "admm":
-                found = polished(x, admm(x, start, formats), formats)
-            case "descent":
-                found = descent(x, start, formats)
+def _by(
+    solver: Solver, x: Tensor, start: list[Tensor], formats: Sequence[Format], seed: int
+) -> tuple[GridFactors, float, float]:
+    """Factors of one tensor, and the relative errors of them and of the float factors that they came from."""
+    match solver:
+        case "rounding":
+            found = rounded(start, formats)
+        case "admm":
+            found = polished(x, admm(x, start, formats), formats)
+        case "descent":
+            found = descent(x, start, formats)
+        case "published":
+            start = corrected(x, float_factors(x, start[0].shape[1], ridge=0, seed=seed))
+            found = admm(x, start, formats, per_component=False, outer=1000, inner=1000, points=200)
     return found, relative_error(x, found.factors), relative_error(x, start)
 
 
