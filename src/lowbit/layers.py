@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -83,6 +84,7 @@ class Quantized(nn.Module):
         """
         if not isinstance(self.weight_quantizer, Quantizer):
             return
+        self._make_room_for_bias(input_quantizer)
         codes = Codes(self.layer.weight, self.weight_quantizer)  # type: ignore[arg-type]
         self.weight_quantizer = codes
         self.layer.register_parameter("weight", None)
@@ -95,6 +97,16 @@ class Quantized(nn.Module):
             scale = (self.input_scale * codes.integer_scale).double()
             rounded = torch.round(self.bias.detach().double() / scale).clamp(-(2**31) + 1, 2**31 - 1)
             self.bias.data = (rounded * scale).float()
+
+    def _make_room_for_bias(self, input_quantizer: Quantizer | None) -> None:
+        """Enlarge weight scales so far that biases fit into int32: those of channels whose weights are all but zero."""
+        quantizer = self.weight_quantizer
+        if input_quantizer is None or self.bias is None or not isinstance(quantizer, Quantizer):
+            return
+        unit = (quantizer.format.unit or 1.0) * float(input_quantizer.scale.detach().max())
+        least = (self.bias.detach().double().abs() / ((2**31 - 1) * unit)).to(quantizer.scale)
+        if quantizer.scale.shape == least.shape:
+            quantizer.scale.data = torch.maximum(quantizer.scale.data, least * 1.001)
 
 
 def _scales_outputs(layer: nn.Module, codes: Codes) -> bool:
@@ -206,6 +218,70 @@ def folded_layer(layer: nn.Module, bn: BatchNorm) -> nn.Module:
         quantizer.take_factors(factors, output_granularity(inner, PerChannel()))
     layer.layer = fused.train(inner.training)
     return layer
+
+
+def widened_layer(name: str, layer: nn.Module, factors: Tensor, offsets: Tensor) -> nn.Module:
+    """A layer that returns several copies of what `layer` returns, one behind the other, each times a factor, plus one.
+
+    A quantized layer keeps its codes where the factors are positive and its scales can take them up; else its weights
+    are rounded anew.
+
+    Args:
+        name: for error messages.
+        layer: Linear, a convolution or a transposed one without groups; may be `Quantized`.
+        factors, offsets: `[copies, out]`.
+
+    Raises:
+        LayerError: another layer, or a frozen one.
+    """
+    inner = layer.layer if isinstance(layer, Quantized) else layer
+    if not isinstance(inner, (nn.Linear, *CONVOLUTIONS, *TRANSPOSED)) or getattr(inner, "groups", 1) > 1:
+        what = (
+            f"{type(inner).__name__} with {inner.groups} groups" if hasattr(inner, "groups") else type(inner).__name__
+        )
+        raise LayerError(
+            f"layer {name!r} is a {what}, which cannot be widened; end the model in Linear, or in a convolution "
+            "without groups"
+        )
+    quantizer = layer.weight_quantizer if isinstance(layer, Quantized) else None
+    if isinstance(quantizer, Codes):
+        raise LayerError(f"layer {name!r} is frozen; widen it before freeze")
+    if reason := why_not(inner):
+        raise LayerError(f"layer {name!r} cannot be widened: {reason}")
+    copies, outputs = factors.shape
+    axis = 1 if isinstance(inner, TRANSPOSED) else 0
+    weight, bias = inner.weight.detach(), inner.bias
+    column = [-1 if i == axis else 1 for i in range(weight.dim())]
+    wide = copy.deepcopy(inner)
+    wide.register_parameter("weight", nn.Parameter(torch.cat([weight * row.reshape(column) for row in factors], axis)))
+    shift = offsets if bias is None else offsets + factors * bias.detach()
+    wide.register_parameter("bias", nn.Parameter(shift.reshape(-1).to(weight)))
+    setattr(wide, "out_features" if isinstance(wide, nn.Linear) else "out_channels", copies * outputs)
+    if not isinstance(layer, Quantized):
+        return wide
+    if quantizer is not None:
+        quantizer = _widened_quantizer(quantizer, inner, wide, factors)
+    return Quantized(wide, quantizer, copy.deepcopy(layer.input_quantizer))
+
+
+def _widened_quantizer(quantizer: Quantizer, layer: nn.Module, wide: nn.Module, factors: Tensor) -> Quantizer:
+    weight = wide.get_parameter("weight")
+    if bool((factors > 0).all()) and takes_factors(layer, quantizer.format, quantizer.granularity):
+        kept = copy.deepcopy(quantizer)
+        if kept.scale.dim():
+            kept.scale = nn.Parameter(torch.cat([kept.scale.detach()] * len(factors)), requires_grad=False)
+        kept.take_factors(factors.reshape(-1), output_granularity(wide, PerChannel()))
+        return kept
+    fitted = Quantizer(
+        quantizer.format,
+        weight.shape,
+        granularity=quantizer.granularity,
+        symmetric=True,
+        scale_rule=quantizer.scale_rule,
+        name=quantizer.name,
+    ).to(weight.device)
+    fitted.fit_weight(weight.detach())
+    return fitted
 
 
 def ready_for_training(layer: nn.Module, bn: BatchNorm) -> None:

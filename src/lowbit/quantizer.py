@@ -51,6 +51,7 @@ class Quantizer(nn.Module):
         self.histogram: Histogram | None = None
         self.reads_integers = False  # a mask or an index, which needs no quantizer: `calibrate` takes it out
         self.gradient: GradientRule = STE
+        self.fixed = False  # whether its range was given, and no calibration changes it
         self.follows = False  # whether its range is that of each tensor it sees
         self.tanh = False  # whether it quantizes tanh(x), as DoReFa's weights do; then it follows too
         self._ready = False
@@ -134,6 +135,8 @@ class Quantizer(nn.Module):
             CalibrationError: nothing was seen.
         """
         seen, self.histogram = self.histogram, None
+        if self.fixed:
+            return
         if seen is None or not seen.seen:
             raise CalibrationError(
                 f"activations {self.name!r} saw no data during calibration; give batches that reach this layer, or "
@@ -162,6 +165,27 @@ class Quantizer(nn.Module):
     def extra_repr(self) -> str:
         """Format and granularity, for `print(model)`."""
         return f"{self.format}, per {self.granularity}"
+
+
+class OutputCodes(nn.Module):
+    """The integer codes of numbers from 0 to 1, as a deployed network's output has them, for a table to be read with.
+
+    Their scale is 1 / (2^bits - 1) and their zero point 0 in any network; no calibration changes them.
+    """
+
+    def __init__(self, bits: int = 8) -> None:
+        super().__init__()
+        self.top = (1 << bits) - 1
+        self.quantizer = Quantizer(Int(bits), name="output")
+        self.quantizer.fixed = True
+        self.quantizer.scale.data.fill_(1 / self.top)
+        assert self.quantizer.zero_point is not None
+        self.quantizer.zero_point.fill_(self.quantizer.format.min)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """int32, from 0 to 2^bits - 1."""
+        codes: Tensor = (self.quantizer(x) * self.top).round().int()
+        return codes
 
 
 class Codes(nn.Module):

@@ -1,4 +1,4 @@
-"""From torch to an ONNX graph in which quantizers are still marks: `lowbit::Activation` and `lowbit::Weight` nodes.
+"""From torch to an ONNX graph in which quantizers are still marks, nodes `Activation`, `Weight` and `Codes`.
 
 The torch exporter folds low-bit weights back to float and knows no packed initializers, so it never sees them: before
 tracing, every quantizer is swapped for a stand-in that leaves a node with the quantizer's name in the graph.
@@ -23,7 +23,7 @@ from lowbit.batches import Batch, inputs_of
 from lowbit.errors import ExportError
 from lowbit.layers import Quantized
 from lowbit.quantization import activation_quantizers
-from lowbit.quantizer import Codes, Quantizer
+from lowbit.quantizer import Codes, OutputCodes, Quantizer
 
 DOMAIN = "lowbit"
 
@@ -36,6 +36,19 @@ class _ActivationMark(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return torch.onnx.ops.symbolic(
             f"{DOMAIN}::Activation", (x,), {"name": self.name}, dtype=x.dtype, shape=x.shape, version=1
+        )
+
+
+class _CodesMark(nn.Module):
+    """Stands for `OutputCodes`; its quantizer keeps its name."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.onnx.ops.symbolic(
+            f"{DOMAIN}::Codes", (x,), {"name": self.name}, dtype=torch.int32, shape=x.shape, version=1
         )
 
 
@@ -62,6 +75,8 @@ def capture(frozen: nn.Module, example: Batch, opset: int, dynamic_batch: bool) 
         ExportError: torch cannot export the model.
     """
     marked = copy.deepcopy(frozen).cpu().eval()
+    for name in [name for name, module in marked.named_modules() if isinstance(module, OutputCodes)]:
+        marked.set_submodule(name, _CodesMark(f"{name}.quantizer"))
     for name in activation_quantizers(marked):
         marked.set_submodule(name, _ActivationMark(name))
     for name, layer in marked.named_modules():

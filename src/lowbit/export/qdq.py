@@ -376,6 +376,12 @@ class _Rewrite:
         if node.op_type == "Weight":
             self.marked[result] = name, False
             return
+        if node.op_type == "Codes":
+            # the pair stays, with nothing behind it: runtimes drop it, and `verify` knows the codes by it
+            pair = self.activation(name, node.input[0])
+            codes = next(made.input[0] for made in reversed(self.nodes) if pair in made.output)
+            self.emit("Cast", [codes], f"{name}.integers", result, to=TensorProto.INT32)
+            return
         kept = result if result in self.outputs else ""
         if kept:
             self.names.discard(kept)

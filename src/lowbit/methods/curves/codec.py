@@ -110,7 +110,7 @@ class Codec:
                     f"{count} of {target.numel()} targets are outside {self._named()} ({target.min():g} to "
                     f"{target.max():g}); give a wider range, or clip=True to let them count as its ends"
                 )
-        return ((self._forward(self._inside(target)) - low) / (high - low)).clamp(0, 1)
+        return ((self._forward(self.nearest(target)) - low) / (high - low)).clamp(0, 1)
 
     def quantity(self, share: Tensor) -> Tensor:
         """The quantities `[N, T, ...]` at shares of the path; the inverse of `share`."""
@@ -161,6 +161,12 @@ class Codec:
         turns = apart / (high - low)
         return (turns - turns.round()) * (high - low)
 
+    def nearest(self, target: Tensor) -> Tensor:
+        """Targets `[N, T, ...]`, or of those outside the range the nearest in it; periodic ones as they are."""
+        if self.periodic:
+            return target
+        return torch.minimum(torch.maximum(target, self._low(target)), self._high(target))
+
     def width(self, like: Tensor) -> Tensor:
         """The width of the range, one for each quantity of a tensor `[N, T, ...]`."""
         return self._high(like) - self._low(like)
@@ -176,9 +182,6 @@ class Codec:
 
     def _ends(self, like: Tensor) -> tuple[Tensor, Tensor]:
         return self._forward(self._low(like)), self._forward(self._high(like))
-
-    def _inside(self, target: Tensor) -> Tensor:
-        return torch.minimum(torch.maximum(target, self._low(target)), self._high(target))
 
     def _forward(self, value: Tensor) -> Tensor:
         match self.transform:

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from lowbit.errors import RecipeError
-from lowbit.formats import Int
 from lowbit.methods.curves.arithmetic import STEPS, arithmetic, why_no_arithmetic
 from lowbit.methods.curves.codec import Codec
+from lowbit.methods.curves.paths import Fold
 from lowbit.methods.curves.tables import confidence_table, table_of
-from lowbit.quantizer import Quantizer
+from lowbit.quantizer import OutputCodes
+
+_OFFSET = 1 << 15  # torch looks nothing up in uint16, so the table holds int16
 
 DecoderName = Literal["table", "arithmetic"]
 
@@ -52,30 +54,26 @@ class Decoder(nn.Module):
         if table is not None and (kind != "table" or table.shape != (codec.top + 1,) * 2):
             raise RecipeError(f"a table of {list(table.shape)} does not fit {codec.path} with decoder {kind!r}")
         self.codec, self.kind = codec, kind
-        self.quantizer = fixed_quantizer(codec.bits)
+        self.codes = OutputCodes(codec.bits)
         made = (table_of(codec) if table is None else table) if kind == "table" else None
-        self.register_buffer("table", None if made is None else made.flatten().to(torch.uint16))
+        self.register_buffer("table", None if made is None else (made.flatten() - _OFFSET).to(torch.int16))
         self.table: Tensor | None
         self.register_buffer("distances", confidence_table(codec).flatten() if confidence else None)
         self.distances: Tensor | None
 
     def forward(self, points: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """Targets; and with ``confidence`` the distances from the path beside them."""
-        top = self.codec.top
-        codes = (self.quantizer(points) * top).round().int()
+        codes = self.codes(points)
         parts = codes.chunk(self.codec.channels, dim=1)
+        if isinstance(self.codec.path, Fold):  # exact, and no step of the uint16 number in between
+            return self.codec.quantity(torch.stack(parts).sum(0).float() / (self.codec.channels * self.codec.top))
         if self.table is None:
             found = arithmetic(self.codec, torch.stack([part.long() for part in parts], -1))
             return self.codec.quantity(found.float() / STEPS)
         index = parts[0] * (self.codec.top + 1) + parts[1]
-        target = self.codec.quantity(self.table[index].float() / STEPS)
-        return target if self.distances is None else (target, self.distances[index])
+        target = self.codec.quantity((_looked_up(self.table, index).float() + _OFFSET) / STEPS)
+        return target if self.distances is None else (target, _looked_up(self.distances, index))
 
 
-def fixed_quantizer(bits: int) -> Quantizer:
-    """A quantizer of numbers from 0 to 1: unsigned codes, whose scale no calibration sets."""
-    quantizer = Quantizer(Int(bits), name="output")
-    quantizer.scale.data.fill_(1 / (2**bits - 1))
-    assert quantizer.zero_point is not None
-    quantizer.zero_point.fill_(-(2 ** (bits - 1)))
-    return quantizer
+def _looked_up(table: Tensor, index: Tensor) -> Tensor:
+    return table.index_select(0, index.flatten()).reshape(index.shape)
