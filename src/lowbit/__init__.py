@@ -38,6 +38,15 @@ if TYPE_CHECKING:
     from lowbit.granularity import PerChannel as PerChannel
     from lowbit.granularity import PerGroup as PerGroup
     from lowbit.granularity import PerTensor as PerTensor
+    from lowbit.methods.curves.choose import choose_path as choose_path
+    from lowbit.methods.curves.codec import Codec as Codec
+    from lowbit.methods.curves.decoders import Decoder as Decoder
+    from lowbit.methods.curves.fit import fit_head as fit_head
+    from lowbit.methods.curves.heads import attach_decoder as attach_decoder
+    from lowbit.methods.curves.heads import wrap_head as wrap_head
+    from lowbit.methods.curves.measures import output_errors as output_errors
+    from lowbit.methods.curves.run import CurveOutput as CurveOutput
+    from lowbit.methods.curves.run import curve_output as curve_output
     from lowbit.methods.distillation.run import Distillation as Distillation
     from lowbit.methods.distillation.run import distill as distill
     from lowbit.methods.distillation.teacher import check_teacher as check_teacher
@@ -80,6 +89,13 @@ _HOMES = {
     "lowbit.export.verify": ("Verification", "verify"),
     "lowbit.formats": ("Binary", "Block", "Float", "Int", "MidRise", "Ternary", "parse"),
     "lowbit.granularity": ("PerChannel", "PerGroup", "PerTensor"),
+    "lowbit.methods.curves.choose": ("choose_path",),
+    "lowbit.methods.curves.codec": ("Codec",),
+    "lowbit.methods.curves.decoders": ("Decoder",),
+    "lowbit.methods.curves.fit": ("fit_head",),
+    "lowbit.methods.curves.heads": ("attach_decoder", "wrap_head"),
+    "lowbit.methods.curves.measures": ("output_errors",),
+    "lowbit.methods.curves.run": ("CurveOutput", "curve_output"),
     "lowbit.methods.distillation.run": ("Distillation", "distill"),
     "lowbit.methods.distillation.teacher": ("check_teacher",),
     "lowbit.methods.factorization.run": ("Factorization", "factorize"),

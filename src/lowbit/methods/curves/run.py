@@ -1,0 +1,177 @@
+"""The verb: give a regressor a curve output, and what came of it."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path as FilePath
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from lowbit.batches import Batch, Batches, call, labels_of, output_tensor, outputs_of
+from lowbit.errors import DataError, RecipeError
+from lowbit.methods.curves.choose import Choice, choose_path
+from lowbit.methods.curves.codec import Codec, TransformName, range_of
+from lowbit.methods.curves.fit import HeadFit, PointLoss, fit_head
+from lowbit.methods.curves.heads import HeadsName, wrap_head
+from lowbit.methods.curves.paths import Fold, Path, Snake, parse_path
+from lowbit.recipe import Recipe
+from lowbit.training.samples import Augment
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from lowbit.training.loop import Fitting
+
+_ROOM = 0.01  # of the range, at either end, where it is found in the data
+_MEASURED = 16  # batches that a path is chosen by
+
+
+@dataclass(frozen=True)
+class CurveOutput:
+    """What became of an output. `codec` is None where the direct one stays, and `choice` says why.
+
+    `choice` is None where the path was given, `fit` where nothing was trained: for a fold, or a direct output.
+    """
+
+    codec: Codec | None
+    choice: Choice | None
+    fit: HeadFit | None
+
+    def __str__(self) -> str:
+        path = "a direct output" if self.codec is None else str(self.codec.path)
+        return "; ".join([path, *(str(one) for one in (self.choice, self.fit) if one is not None)])
+
+
+def curve_output(
+    model: nn.Module,
+    batches: Batches | Callable[[int], Batches],
+    recipe: Recipe | None = None,
+    *,
+    path: Path | str | None = None,
+    low: float | tuple[float, ...] | None = None,
+    high: float | tuple[float, ...] | None = None,
+    transform: TransformName = "linear",
+    clip: bool | None = None,
+    labels: bool | None = None,
+    heads: HeadsName = "shared",
+    head: str | None = None,
+    calibration: Batches | None = None,
+    epochs: int = 10,
+    loss: PointLoss = "points",
+    held_out: Batches | None = None,
+    batch_size: int = 64,
+    augment: Augment | None = None,
+    folder: str | FilePath | None = None,
+    seed: int = 0,
+    progress: bool = True,
+    **fitting: Unpack[Fitting],
+) -> tuple[nn.Module, CurveOutput]:
+    """A copy of a direct regressor that returns points on a path, trained, or as it was where no path serves it.
+
+    Quantize the result as any model, then put the decoder behind it: ``attach_decoder(student, Decoder(codec))``.
+
+    Args:
+        model: returns quantities `[N, T, ...]` straight from its last layer; float, in eval mode.
+        batches: inputs with targets, or inputs alone, in any batch form; see `fit_head`.
+        recipe: how the network will be quantized; only needed to choose a path.
+        path: such as ``snake8``, or a `Path`. None chooses a snake by the measured noise, or refuses, see `choose_path`.
+        low, high: the range, one for all quantities or one each. By default that of the targets in `batches`, and a
+            hundredth more at either end.
+        transform: what is spread evenly along the path.
+        clip: whether targets outside the range count as its ends. By default those of a range found here, or returned
+            by the model, do, and those of a range that was given are an error.
+        labels: whether the batches hold targets; else `model` is the teacher. By default as the first batch has it.
+        heads, head: see `wrap_head`.
+        calibration: inputs, with targets if `labels`, that a path is chosen by, best others than the model was trained
+            on; by default the first of `batches`.
+        epochs, loss, held_out, batch_size, augment, folder, seed, progress, fitting: see `fit_head`.
+
+    Raises:
+        RecipeError: no recipe to choose a path with, a path that does not exist, or options that do not fit.
+        DataError: no targets, NaN, a constant, or targets outside a range that was given.
+        LayerError: the model ends in no layer that can be widened.
+
+    References:
+        https://arxiv.org/abs/2405.14024: as published is ``path="hilbert3"``, ``heads="published"`` and
+        ``loss="published"``, on labels.
+    """
+    model = copy.deepcopy(model).eval()
+    given = None if callable(batches) else list(batches)
+    sample = list(islice(batches(1), _MEASURED)) if callable(batches) else (given or [])[:_MEASURED]
+    if not sample:
+        raise DataError("got no batches; give at least two")
+    labels = labels_of(sample[0]) is not None if labels is None else labels
+    if (low is None) != (high is None):
+        raise RecipeError("give both low and high, or neither to find the range in the targets")
+    if low is None or high is None:
+        everything = given if given is not None else sample
+        low, high = _with_room(*range_of(_targets(model, everything, labels)), transform)
+        clip = True if clip is None else clip
+    codec = Codec(low, high, _path(path), transform, clip=not labels if clip is None else clip)
+    choice = None
+    if path is None:
+        if recipe is None:
+            raise RecipeError("a path is chosen by the noise of the quantized network; give a recipe, or a path")
+        measured = sample if calibration is None else list(calibration)
+        choice = choose_path(model, measured, codec, recipe, labels=labels, progress=progress)
+        if choice.codec is None:
+            return model, CurveOutput(None, choice, None)
+        codec = choice.codec
+    wrapped = wrap_head(model, codec, heads=heads, head=head, seed=seed)
+    if isinstance(codec.path, Fold):
+        return wrapped, CurveOutput(codec, choice, None)
+    trained, fitted = fit_head(
+        wrapped,
+        codec,
+        given if given is not None else batches,
+        teacher=None if labels else model,
+        epochs=epochs,
+        loss=loss,
+        held_out=held_out,
+        batch_size=batch_size,
+        augment=augment,
+        folder=folder,
+        seed=seed,
+        progress=progress,
+        **fitting,
+    )
+    return trained, CurveOutput(codec, choice, fitted)
+
+
+def _path(path: Path | str | None) -> Path:
+    if path is None:
+        return Snake()
+    return parse_path(path) if isinstance(path, str) else path
+
+
+def _targets(model: nn.Module, batches: list[Batch], labels: bool) -> list[Tensor]:
+    if not labels:
+        return outputs_of(model, batches)
+    first = output_tensor(call(model, batches[0]))
+    found = []
+    for batch in batches:
+        target = labels_of(batch)
+        if target is None:
+            raise DataError("some batches have no targets; give tuples (inputs, targets), or labels=False")
+        found.append(target.float().unsqueeze(1) if target.dim() == first.dim() - 1 else target.float())
+    return found
+
+
+def _with_room(
+    lows: tuple[float, ...], highs: tuple[float, ...], transform: TransformName
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """A range and a hundredth more at either end; for the logarithm and the inverse, by a factor."""
+    if transform == "linear":
+        room = [_ROOM * (high - low) for low, high in zip(lows, highs, strict=True)]
+        low = tuple(low - more for low, more in zip(lows, room, strict=True))
+        return low, tuple(high + more for high, more in zip(highs, room, strict=True))
+    if min(lows) <= 0:
+        raise DataError(f"transform {transform!r} needs targets above 0, got {min(lows):g}")
+    factors = [math.exp(_ROOM * math.log(high / low)) for low, high in zip(lows, highs, strict=True)]
+    low = tuple(low / factor for low, factor in zip(lows, factors, strict=True))
+    return low, tuple(high * factor for high, factor in zip(highs, factors, strict=True))
