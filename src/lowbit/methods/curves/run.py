@@ -56,7 +56,7 @@ def curve_output(
     low: float | tuple[float, ...] | None = None,
     high: float | tuple[float, ...] | None = None,
     transform: TransformName = "linear",
-    clip: bool | None = None,
+    clip_targets: bool | None = None,
     labels: bool | None = None,
     heads: HeadsName = "shared",
     head: str | None = None,
@@ -79,11 +79,11 @@ def curve_output(
         model: returns quantities `[N, T, ...]` straight from its last layer; float, in eval mode.
         batches: inputs with targets, or inputs alone, in any batch form; see `fit_head`.
         recipe: how the network will be quantized; only needed to choose a path.
-        path: such as ``snake8``, or a `Path`. None chooses a snake by the measured noise, or refuses, see `choose_path`.
+        path: such as ``snake8``, or a `Path`. None chooses a snake by the noise, or refuses, see `choose_path`.
         low, high: the range, one for all quantities or one each. By default that of the targets in `batches`, and a
             hundredth more at either end.
         transform: what is spread evenly along the path.
-        clip: whether targets outside the range count as its ends. By default those of a range found here, or returned
+        clip_targets: whether targets outside the range count as its ends. By default those of a range found here, or returned
             by the model, do, and those of a range that was given are an error.
         labels: whether the batches hold targets; else `model` is the teacher. By default as the first batch has it.
         heads, head: see `wrap_head`.
@@ -111,8 +111,8 @@ def curve_output(
     if low is None or high is None:
         everything = given if given is not None else sample
         low, high = _with_room(*range_of(_targets(model, everything, labels)), transform)
-        clip = True if clip is None else clip
-    codec = Codec(low, high, _path(path), transform, clip=not labels if clip is None else clip)
+        clip_targets = True if clip_targets is None else clip_targets
+    codec = Codec(low, high, _path(path), transform, clip=not labels if clip_targets is None else clip_targets)
     choice = None
     if path is None:
         if recipe is None:
