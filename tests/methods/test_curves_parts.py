@@ -395,7 +395,7 @@ def test_paths_that_do_not_exist(name: str, expected: str) -> None:
 # What paths buy
 
 
-def gain(path: Path, noise: float, bits: int = 8, *, count: int = 5000) -> float:
+def gain(path: Path, noise: float, bits: int = 8, *, count: int = 4000) -> float:
     """RMSE of a direct output over that of a path, for q uniform and noise in each channel before it is rounded.
 
     The mean over the noise is not sampled but summed over every pair of codes with its probability, because rare flips
@@ -466,7 +466,7 @@ def test_on_half_codes_ties_decide() -> None:
 
     The sheet's 3.0 is what one of the sixteen ways gives; noise, which ends the ties, agrees with it.
     """
-    q, line = sweep(50_000), polyline(Hilbert(2))
+    q, line = sweep(20_000), polyline(Hilbert(2))
     points, direct = line.point(q) * 15, rms(rounded(q, 4) / 15 - q)
     found = []
     for way in range(16):
@@ -835,11 +835,18 @@ def test_a_decoder_reads_codes_as_the_table_does(kind: DecoderName | None, shape
     assert torch.equal(found, codec.quantity(numbers.float() / STEPS))
 
 
-@pytest.mark.parametrize("path", [Snake(), Hilbert(), Moore(), DeepSnake(4, 4), Fold(2), Fold(5), Fold(1)], ids=str)
-@pytest.mark.parametrize("transform", ["linear", "log", "inverse"])
+@pytest.mark.parametrize(
+    ("path", "transform"),
+    [
+        (Moore(2), "linear"),
+        *(
+            (path, transform)
+            for path in (Snake(), Hilbert(2), DeepSnake(4, 4), Fold(2), Fold(5), Fold(1))
+            for transform in ("linear", "log", "inverse")
+        ),
+    ],
+)
 def test_decoders_return_the_targets_that_were_encoded(path: Path, transform: TransformName) -> None:
-    if isinstance(path, Moore):
-        transform = "linear"
     codec = Codec(1.0, 4.0, path, transform)
     target = 1 + 3 * torch.rand(200, 1, 2, generator=torch.Generator().manual_seed(0))
     found = Decoder(codec)(codec.encode(target))
@@ -848,7 +855,7 @@ def test_decoders_return_the_targets_that_were_encoded(path: Path, transform: Tr
     assert codec.difference(found, target).abs().mean() > 0
 
 
-@pytest.mark.parametrize("path", [Snake(8), Hilbert(3), Moore(2)], ids=str)
+@pytest.mark.parametrize("path", [Snake(8), Hilbert(2), Moore(2)], ids=str)
 def test_confidence_is_the_distance_from_the_path(path: Path) -> None:
     codec = Codec(*TWO_RANGES, path)
     codes = torch.randint(256, (3, 4, 6), generator=torch.Generator().manual_seed(0))

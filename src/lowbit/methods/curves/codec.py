@@ -30,7 +30,7 @@ class Codec:
         path: see `lowbit.methods.curves.paths`.
         transform: what is spread evenly along the path: the quantity, its logarithm, or its inverse.
         clip: whether targets outside the range count as its ends, instead of being an error.
-        bits: of a channel's code in the deployed network.
+        bits: of a channel's code in the deployed network; up to 16 for a fold, else up to 8.
 
     Raises:
         RecipeError: no range, or a path whose branches are closer than the codes of a channel.
@@ -61,8 +61,9 @@ class Codec:
                 raise RecipeError(f"transform {self.transform!r} needs a range above 0, got {low:g} to {high:g}")
         if self.transform != "linear" and isinstance(self.path, Moore):
             raise RecipeError(f"{self.path} is for periodic quantities, which have no {self.transform}; use 'linear'")
-        if not 2 <= self.bits <= 8:
-            raise RecipeError(f"bits is {self.bits}, expected 2 to 8, those of an output channel")
+        most = 16 if isinstance(self.path, Fold) else 8
+        if not 2 <= self.bits <= most:
+            raise RecipeError(f"bits is {self.bits}, expected 2 to {most}, those of an output channel of {self.path}")
         if spacing(self.path) <= 1 / self.top:
             raise RecipeError(
                 f"{self.path}: its branches are {spacing(self.path):.2g} apart, and {self.bits}-bit codes "

@@ -83,8 +83,8 @@ def curve_output(
         low, high: the range, one for all quantities or one each. By default that of the targets in `batches`, and a
             hundredth more at either end.
         transform: what is spread evenly along the path.
-        clip_targets: whether targets outside the range count as its ends. By default those of a range found here, or returned
-            by the model, do, and those of a range that was given are an error.
+        clip_targets: whether targets outside the range count as its ends. By default they do where the range was found
+            here or the model is the teacher, and are an error where the range was given.
         labels: whether the batches hold targets; else `model` is the teacher. By default as the first batch has it.
         heads, head: see `wrap_head`.
         calibration: inputs, with targets if `labels`, that a path is chosen by, best others than the model was trained
