@@ -97,6 +97,9 @@ class Wiring:
         return [node for node in (*before, *after) if node not in own]
 
 
+_WIDE_OUTPUT = "its output has 16 bits", "activations=int8 for the layers that read it, or a smaller widen_most"
+
+
 def why_float(node: onnx.NodeProto, wiring: Wiring, kernel: str) -> Obstacle | None:
     """Why a layer that runs as `kernel` cannot be an integer kernel as the file stands; None if it could."""
     if node.op_type == "MatMulNBits":
@@ -143,7 +146,11 @@ def _why_float_kind(node: onnx.NodeProto, wiring: Wiring) -> tuple[str, str]:
                 "quantize its output: glue=int8 in the recipe, and activations=int8 for the layers that read it",
             )
         if any(wiring.kinds.get(reader.input[2]) != TensorProto.UINT8 for reader in after):
-            return "its output has 16 bits", "activations=int8 for the layers that read it, or a smaller widen_most"
+            return _WIDE_OUTPUT
+    if node.op_type == "Gemm":  # which may return floats, but not 16-bit codes
+        after = [reader for reader in wiring.readers.get(node.output[0], []) if reader.op_type == "QuantizeLinear"]
+        if any(wiring.kinds.get(reader.input[2]) != TensorProto.UINT8 for reader in after):
+            return _WIDE_OUTPUT
     return "", ""
 
 

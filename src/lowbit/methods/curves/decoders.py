@@ -53,7 +53,7 @@ class Decoder(nn.Module):
             raise RecipeError(reason)
         if table is not None and (kind != "table" or table.shape != (codec.top + 1,) * 2):
             raise RecipeError(f"a table of {list(table.shape)} does not fit {codec.path} with decoder {kind!r}")
-        self.codec, self.kind = codec, kind
+        self.codec, self.kind, self.channels = codec, kind, codec.channels
         self.codes = OutputCodes(codec.bits)
         made = (table_of(codec) if table is None else table) if kind == "table" else None
         self.register_buffer("table", None if made is None else (made.flatten() - _OFFSET).to(torch.int16))
@@ -64,9 +64,9 @@ class Decoder(nn.Module):
     def forward(self, points: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """Targets; and with ``confidence`` the distances from the path beside them."""
         codes = self.codes(points)
-        parts = codes.chunk(self.codec.channels, dim=1)
+        parts = codes.chunk(self.channels, dim=1)
         if isinstance(self.codec.path, Fold):  # exact, and no step of the uint16 number in between
-            return self.codec.quantity(torch.stack(parts).sum(0).float() / (self.codec.channels * self.codec.top))
+            return self.codec.quantity(torch.stack(parts).sum(0).float() / (self.channels * self.codec.top))
         if self.table is None:
             found = arithmetic(self.codec, torch.stack([part.long() for part in parts], -1))
             return self.codec.quantity(found.float() / STEPS)

@@ -229,7 +229,7 @@ def _nearest(points: Tensor, starts: Tensor, edges: Tensor) -> Tensor:
     return (apart <= apart.amin(1, keepdim=True) + _TIE).int().argmax(1)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=256)
 def polyline(path: Path) -> Polyline:
     """The edges of a path."""
     nodes = path.nodes()
