@@ -239,8 +239,8 @@ def test_calibration_leaves_the_output_scale_alone() -> None:
     before = ready(x)
     lb.calibrate(ready, [3 * x], progress=False)
     quantizer = ready.get_submodule("decoder.codes.quantizer")
-    assert float(quantizer.scale) == pytest.approx(1 / 255)
-    assert float(quantizer.zero_point) == -128
+    assert float(quantizer.get_parameter("scale")) == pytest.approx(1 / 255)
+    assert float(quantizer.get_buffer("zero_point")) == -128
     assert before.shape == ready(x).shape
 
 
@@ -321,7 +321,7 @@ def test_a_direct_model_is_teacher_enough(finder: nn.Module) -> None:
     student = lb.quantize(found, RECIPE)
     lb.calibrate(student, inputs, progress=False)
     student, done = lb.distill(
-        student, Encoded(finder, made.codec).eval(), inputs, loss="mse", epochs=1, progress=False
+        student, Encoded(finder, made.codec).eval(), inputs, loss="mse", epochs=2, progress=False
     )
     assert done.after > 0.9
 

@@ -12,6 +12,7 @@ from fractions import Fraction
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path as FilePath
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -88,7 +89,11 @@ def every_pair(bits: int = 8) -> Tensor:
 @lru_cache(maxsize=32)
 def nearest(path: Path, bits: int = 8) -> Tensor:
     """q of every pair of codes, not rounded to 65,536 steps: `[2^bits, 2^bits]` in float64."""
-    return polyline(path).project(every_pair(bits).double() / (2**bits - 1))[0]
+    rows = every_pair(bits).double() / (2**bits - 1)
+    mirrored = isinstance(path, Hilbert) and path.order > 3  # to save time, half of it: left and right are alike
+    rows = rows[: len(rows) // 2] if mirrored else rows
+    found = torch.cat([polyline(path).project(few)[0] for few in rows.split_with_sizes([4] * (len(rows) // 4))])
+    return torch.cat([found, 1 - found.flip(0)]) if mirrored else found
 
 
 # Paths: lengths, spacings, nodes
@@ -362,13 +367,23 @@ def test_names_are_read_back(path: Path) -> None:
         "fold4@0.1",
         "fold2x2",
         "snake8@",
-        "snake8@1",
-        "snake8@-0.1",
+        "snake8@1.2.3",
     ],
 )
 def test_unknown_names_are_refused_with_the_known_ones(name: str) -> None:
-    with pytest.raises(RecipeError, match=r"unknown; expected snake8, hilbert3, moore3"):
+    with pytest.raises(RecipeError, match=r"unknown; expected snake8, hilbert3, moore3|is no number"):
         parse_path(name)
+
+
+@pytest.mark.parametrize("name", ["snake8@1", "snake8@-0.1", "hilbert9"])
+def test_paths_that_cannot_be_are_refused(name: str) -> None:
+    with pytest.raises(RecipeError, match="expected"):
+        parse_path(name)
+
+
+@pytest.mark.parametrize("margin", [7 / 255, 1e-5, 0.1, 0.0])
+def test_names_are_exact(margin: float) -> None:
+    assert parse_path(str(Snake(8, margin))) == Snake(8, margin)
 
 
 @pytest.mark.parametrize(
@@ -569,7 +584,7 @@ def test_a_fold_rounds_finer_by_its_copies(copies: int) -> None:
 
 def test_a_fold_is_the_mean_of_whatever_its_copies_say() -> None:
     codec = Codec(0.0, 1.0, Fold(4))
-    points = torch.tensor([[1.0, 0.5, 0.0, 0.0], [0.5, 0.5, 0.5, 0.5], [2.0, 1.0, -1.0, 0.0]])
+    points = torch.tensor([[1.0, 0.5, 0.0, 0.0], [0.5, 0.5, 0.5, 0.5], [2.0, 1.0, -0.5, 0.0]])
     share, distance = codec.project(points)
     assert share.flatten().tolist() == [0.375, 0.5, 0.5]
     assert float(distance[0]) == 0
@@ -705,9 +720,41 @@ def test_why_there_is_no_integer_arithmetic(path: Path) -> None:
 
 def test_tables_are_for_two_channels() -> None:
     for path in (DeepSnake(), Fold(4), Fold(1)):
-        for make in (table_of, confidence_table):
-            with pytest.raises(RecipeError, match=r"is for two, use decoder='arithmetic'"):
-                make(Codec(0.0, 1.0, path))
+        with pytest.raises(RecipeError, match=r"is for two, use decoder='arithmetic'"):
+            table_of(Codec(0.0, 1.0, path))
+    with pytest.raises(RecipeError, match=r"is for two, use decoder='arithmetic'"):
+        confidence_table(Codec(0.0, 1.0, DeepSnake()))
+    with pytest.raises(RecipeError, match="always on the path"):
+        confidence_table(Codec(0.0, 1.0, Fold(2)))
+
+
+def test_decoders_refuse_what_does_not_fit() -> None:
+    fold, snake = Codec(0.0, 1.0, Fold(2)), Codec(0.0, 1.0)
+    for wrong in ({"table": torch.zeros(256, 256)}, {"confidence": True}, {"kind": "table"}):
+        with pytest.raises(RecipeError):
+            Decoder(fold, **wrong)
+    for shape in ((5, 3), (5, 1), (5,)):
+        with pytest.raises(DataError, match=r"expected \[N, 2 \* T"):
+            Decoder(snake)(torch.rand(shape))
+
+
+def test_arithmetic_tells_distances_too() -> None:
+    codec, points = Codec(0.0, 1.0), torch.rand(50, 2, generator=torch.Generator().manual_seed(0))
+    looked_up, computed = (Decoder(codec, kind=kind, confidence=True)(points) for kind in get_args(DecoderName))
+    for table, own in zip(looked_up, computed, strict=True):
+        torch.testing.assert_close(table, own, atol=0, rtol=0)
+
+
+def test_targets_may_be_integers_and_batches_empty() -> None:
+    assert float(Codec(0.5, 10.5).share(torch.tensor([[3]]))) == pytest.approx(0.25)
+    codec = Codec(0.0, 1.0)
+    assert codec.decode(torch.zeros(0, 2)).shape == (0, 1)
+    assert torch.equal(learned_table(codec, torch.zeros(0, 2), torch.zeros(0, 1)), table_of(codec))
+    for batches in ([torch.rand(5)], [torch.rand(0, 1)], [torch.rand(5, 2), torch.rand(5, 1)]):
+        with pytest.raises(DataError, match=r"expected \[N, T, ...\]"):
+            range_of(batches)
+    with pytest.raises(DataError, match=r"expected \[N, 2 \* T, ...\]"):
+        learned_table(codec, torch.zeros(5, 3), torch.zeros(5, 1))
 
 
 def test_a_table_is_written_as_numpy_reads_it(tmp_path: FilePath) -> None:
@@ -883,7 +930,7 @@ def test_a_decoder_takes_another_table_and_keeps_it_in_its_state() -> None:
         (Hilbert(), "arithmetic", "only snakes and folds"),
         (Snake(8, 0.02), "arithmetic", "half codes"),
         (DeepSnake(), "table", "is for two"),
-        (Fold(4), "table", "is for two"),
+        (Fold(4), "table", "by a sum"),
         (Snake(), "network", "decoder 'network' is unknown"),
     ],
 )

@@ -96,6 +96,7 @@ class Codec:
         Raises:
             DataError: NaN, numbers outside the range (unless `clip`), or another number of quantities.
         """
+        target = target if target.is_floating_point() else target.float()
         if not bool(torch.isfinite(target).all()):
             bad = int((~torch.isfinite(target)).sum())
             raise DataError(f"{bad} of {target.numel()} targets are NaN or infinite; remove them, or mask them before")
@@ -147,7 +148,9 @@ class Codec:
                 f"got points {list(points.shape)}, expected [N, {self.channels} * T, ...] for {self.path}; is this the "
                 "output of wrap_head with the same codec?"
             )
-        apart = points.reshape(len(points), self.channels, -1, *points.shape[2:]).movedim(1, -1)
+        apart = points.reshape(len(points), self.channels, points.shape[1] // self.channels, *points.shape[2:]).movedim(
+            1, -1
+        )
         if isinstance(self.path, Fold):  # the copies are one number, and their sum is exact
             share = apart.clamp(0, 1).mean(-1)
             return share, (apart - self.line.point(share)).norm(dim=-1)
@@ -202,6 +205,8 @@ def range_of(targets: Iterable[Tensor]) -> tuple[tuple[float, ...], tuple[float,
     lows: Tensor | None = None
     highs: Tensor | None = None
     for target in targets:
+        if target.dim() < 2 or not target.numel() or (lows is not None and len(lows) != target.shape[1]):
+            raise DataError(f"got targets {list(target.shape)}, expected [N, T, ...], with the same T in all batches")
         flat = target.detach().movedim(1, 0).flatten(1).double()
         low, high = flat.amin(1), flat.amax(1)
         lows = low if lows is None else torch.minimum(lows, low)

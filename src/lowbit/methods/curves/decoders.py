@@ -5,12 +5,13 @@ Both return q as a uint16 number, bit for bit the same, and so do the C header a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from lowbit.errors import RecipeError
+from lowbit.errors import DataError, RecipeError
 from lowbit.methods.curves.arithmetic import STEPS, arithmetic, why_no_arithmetic
 from lowbit.methods.curves.codec import Codec
 from lowbit.methods.curves.paths import Fold
@@ -31,7 +32,7 @@ class Decoder(nn.Module):
         codec: what the network was made with.
         kind: ``table`` or ``arithmetic``.
         table: another one than `table_of`, see `learned_table`.
-        confidence: also return how far from the path each point lies, a second table.
+        confidence: also return how far from the path each point lies, by a second table; for two channels, no fold.
 
     Raises:
         RecipeError: a decoder that does not exist for the path.
@@ -46,11 +47,14 @@ class Decoder(nn.Module):
         confidence: bool = False,
     ) -> None:
         super().__init__()
-        kind = kind or ("table" if codec.channels == 2 else "arithmetic")
+        folds = isinstance(codec.path, Fold)
+        kind = kind or ("table" if codec.channels == 2 and not folds else "arithmetic")
         if kind not in ("table", "arithmetic"):
             raise RecipeError(f"decoder {kind!r} is unknown; expected 'table' or 'arithmetic'")
         if kind == "arithmetic" and (reason := why_no_arithmetic(codec.path, codec.bits)):
             raise RecipeError(reason)
+        if folds and kind == "table":
+            raise RecipeError(f"{codec.path} is decoded by a sum; leave kind and table out")
         if table is not None and (kind != "table" or table.shape != (codec.top + 1,) * 2):
             raise RecipeError(f"a table of {list(table.shape)} does not fit {codec.path} with decoder {kind!r}")
         self.codec, self.kind, self.channels = codec, kind, codec.channels
@@ -63,16 +67,24 @@ class Decoder(nn.Module):
 
     def forward(self, points: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """Targets; and with ``confidence`` the distances from the path beside them."""
-        codes = self.codes(points)
-        parts = codes.chunk(self.channels, dim=1)
+        if points.dim() < 2 or points.shape[1] % self.channels:
+            raise DataError(
+                f"got points {list(points.shape)}, expected [N, {self.channels} * T, ...] for {self.codec.path}"
+            )
+        parts = self.codes(points).chunk(self.channels, dim=1)
+        target = self.codec.quantity(self._share(parts))
+        return target if self.distances is None else (target, _looked_up(self.distances, self._index(parts)))
+
+    def _share(self, parts: Sequence[Tensor]) -> Tensor:
+        """The share of the path at codes, channel by channel."""
         if isinstance(self.codec.path, Fold):  # exact, and no step of the uint16 number in between
-            return self.codec.quantity(torch.stack(parts).sum(0).float() / (self.channels * self.codec.top))
+            return torch.stack([*parts]).sum(0).float() / (self.channels * self.codec.top)
         if self.table is None:
-            found = arithmetic(self.codec, torch.stack([part.long() for part in parts], -1))
-            return self.codec.quantity(found.float() / STEPS)
-        index = parts[0] * (self.codec.top + 1) + parts[1]
-        target = self.codec.quantity((_looked_up(self.table, index).float() + _OFFSET) / STEPS)
-        return target if self.distances is None else (target, _looked_up(self.distances, index))
+            return arithmetic(self.codec, torch.stack([part.long() for part in parts], -1)).float() / STEPS
+        return (_looked_up(self.table, self._index(parts)).float() + _OFFSET) / STEPS
+
+    def _index(self, parts: Sequence[Tensor]) -> Tensor:
+        return parts[0] * (self.codec.top + 1) + parts[1]
 
 
 def _looked_up(table: Tensor, index: Tensor) -> Tensor:

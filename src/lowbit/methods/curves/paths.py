@@ -38,7 +38,7 @@ from torch import Tensor
 from lowbit.errors import RecipeError
 
 _TIE = 1e-12  # squared distances that differ by less are one, and the earlier edge is taken
-_PAIRS = 1 << 22  # distances computed at once
+_PAIRS = 1 << 18  # distances computed at once: they fit into a cache
 EVEN_MARGIN = 5 / 255  # a whole number of 8-bit codes
 
 
@@ -147,7 +147,7 @@ class Fold:
 
 Path = Hilbert | Snake | Moore | DeepSnake | Fold
 
-_NAME = re.compile(r"(hilbert|snake|moore|fold)(\d+)(?:x(\d+))?(?:@(0?\.\d+|0))?")
+_NAME = re.compile(r"(hilbert|snake|moore|fold)(\d+)(?:x(\d+))?(?:@([\d.e-]+))?")
 
 
 def parse_path(name: str) -> Path:
@@ -163,7 +163,10 @@ def parse_path(name: str) -> Path:
             "fold4 (no training), and a margin as in snake8@0.02 if it is not to be the default"
         )
     kind, first, second, margin = found[1], int(found[2]), found[3], found[4]
-    given = {} if margin is None else {"margin": float(margin)}
+    try:
+        given = {} if margin is None else {"margin": float(margin)}
+    except ValueError:
+        raise RecipeError(f"path {name!r}: {margin!r} is no number") from None
     match kind:
         case "hilbert":
             return Hilbert(first, **given)
@@ -289,4 +292,6 @@ def _check(path: Hilbert | Snake | Moore | DeepSnake | Fold, fits: bool, expecte
 
 
 def _named(path: Hilbert | Snake | Moore | DeepSnake, name: str) -> str:
-    return name if path.margin == type(path)().margin else f"{name}@{path.margin:.6g}"
+    short = f"{path.margin:g}"
+    exact = short if float(short) == path.margin else repr(path.margin)  # names are read again
+    return name if path.margin == type(path)().margin else f"{name}@{exact}"

@@ -16,6 +16,7 @@ from lowbit import files
 from lowbit.errors import DataError, RecipeError
 from lowbit.methods.curves.arithmetic import STEPS, projected
 from lowbit.methods.curves.codec import Codec
+from lowbit.methods.curves.paths import Fold
 
 _WEIGHT = 4.0  # samples that the nearest point counts for, in a learned table
 
@@ -30,7 +31,13 @@ def table_of(codec: Codec) -> Tensor:
 
 
 def confidence_table(codec: Codec) -> Tensor:
-    """How far from the path every pair of codes lies, in units of a channel's range, `[2^bits, 2^bits]`."""
+    """How far from the path every pair of codes lies, in units of a channel's range, `[2^bits, 2^bits]`.
+
+    Raises:
+        RecipeError: a path with another number of channels than two, or a fold, whose points are all on it.
+    """
+    if isinstance(codec.path, Fold):
+        raise RecipeError(f"{codec.path}: copies of one number are always on the path, so the distance tells nothing")
     points = _pairs(codec).double() / codec.top
     return codec.line.project(points)[1].float()
 
@@ -63,7 +70,9 @@ def learned_table(codec: Codec, points: Tensor, target: Tensor) -> Tensor:
         DataError: points and targets do not belong together.
     """
     table = table_of(codec)
-    codes = codes_of(points, codec).reshape(len(points), 2, -1, *points.shape[2:])
+    if points.dim() < 2 or points.shape[1] % 2:
+        raise DataError(f"got points {list(points.shape)}, expected [N, 2 * T, ...]")
+    codes = codes_of(points, codec).reshape(len(points), 2, points.shape[1] // 2, *points.shape[2:])
     first, second = codes[:, 0], codes[:, 1]
     if first.shape != target.shape:
         raise DataError(f"got points {list(points.shape)} for targets {list(target.shape)}, expected [N, 2 * T, ...]")
