@@ -110,7 +110,8 @@ def apply(
 ) -> None:
     """Turn one recipe into one verified ONNX file with its manifest.
 
-    The recipe may be one that a pilot found: formats of a search, or layers that became chains of small ones.
+    The recipe may be one that a pilot found: formats of a search, layers that became chains of small ones, or an output
+    on a path, whose weights lie beside the recipe.
 
     **Example**: lowbit apply recipe.yaml --model lowbit.models:resnet20 --weights resnet20.safetensors
     --data calibration.npz
@@ -118,12 +119,13 @@ def apply(
     from lowbit import models
     from lowbit.export.onnx import MANIFEST, export_onnx
     from lowbit.export.verify import verify as check
+    from lowbit.pilot import curved
     from lowbit.pilot.factorized import student_of
     from lowbit.pilot.spec import load_recipe
     from lowbit.post_training.levels import post_train
     from lowbit.quantization import coverage
 
-    checked, (read, chains) = _runtime(runtime), load_recipe(recipe)
+    checked, (read, chains, output) = _runtime(runtime), load_recipe(recipe)
     out.mkdir(parents=True, exist_ok=True)
     network = models.load(model, weights, Path.cwd())
     spec, base = _data_spec(data)
@@ -131,7 +133,14 @@ def apply(
     if spec.limit is None and len(samples) > limit:
         samples = samples.take(limit, seed)
     batches = samples.batches(max(1, min(100, len(samples) // 8)))
-    if chains is None:
+    if output is not None:
+        curve = curved.again(network, output, recipe.parent)
+        student, did = post_train(curve.model, read, batches, level=cast("Level", level), seed=seed)
+        student = curved.end(curve, batches, student)
+        from_file = f"weights from {output.weights}" if output.weights else "which needs no training"
+        typer.echo(f"output: {output.path}, {from_file}")
+        typer.echo(f"level {level}: {curved.in_points(did)}")
+    elif chains is None:
         student, did = post_train(network, read, batches, level=cast("Level", level), seed=seed)
         typer.echo(f"level {level}: {did}")
     else:

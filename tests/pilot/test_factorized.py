@@ -207,7 +207,7 @@ def test_record_of_a_factorized_variant(undisturbed: tuple[Run, Path]) -> None:
 def test_recipe_says_what_became_of_each_layer(undisturbed: tuple[Run, Path]) -> None:
     run, folder = undisturbed
     path = folder / "variants/chains/recipe.yaml"
-    recipe, section = load_recipe(path)
+    recipe, section, _ = load_recipe(path)
     assert recipe == lb.Recipe.uniform("int4", "int8")
     assert section == FactorizeSpec(choices={"conv2": "2x", "conv3": "2x"}, norms=True, crop=1, compare=False, seed=0)
     assert files.read_yaml(path) == run.trials[1].recipe
@@ -287,7 +287,7 @@ def test_what_a_budget_chose_is_not_chosen_again(
     assert {one.choice for one in row.layers} <= {*choices}
     assert any(one.kind for one in row.layers)
     assert row.after.bops <= row.budgets["bops"]
-    _, section = load_recipe(folder / "variants/chains/recipe.yaml")
+    _, section, _ = load_recipe(folder / "variants/chains/recipe.yaml")
     assert section is not None
     assert section.choices == {one.name: one.choice for one in row.layers}
     assert (section.budget, section.layers, section.seed) == (None, None, 3)

@@ -273,12 +273,96 @@ class FactorizationRow:
 
 
 @dataclass(frozen=True)
+class ErrorsRow:
+    """How far `count` numbers are off, in units of the target.
+
+    `robust_sd` is 1.4826 times the median error, `p999` what one error in a thousand exceeds. `flips` is the share of
+    numbers that noise carried to another branch of the path, `levels` how many different ones came, and `structure`
+    how alike the small structures of images are, 1 at best; None for other outputs.
+    """
+
+    count: int
+    rmse: float
+    mae: float
+    robust_sd: float
+    p999: float
+    levels: int
+    flips: float
+    structure: float | None
+
+
+@dataclass(frozen=True)
+class ComparedRow:
+    """Errors of one network's outputs: all of the error, and what quantization alone added, None for a float network.
+
+    `what` is ``float`` (the float model), ``curve`` (the float model that returns points), ``direct`` (8 bits),
+    ``wide`` (16 bits), ``trained`` (direct, trained as long), ``fold``, ``post-trained`` (the variant before it was
+    distilled) or ``variant``.
+    """
+
+    what: str
+    errors: ErrorsRow
+    quantization: ErrorsRow | None
+
+
+@dataclass(frozen=True)
+class CandidatePathRow:
+    """A path that was considered; see `lowbit.methods.curves.choose.Candidate`. `why_not` is empty if it would do."""
+
+    path: str
+    length: float
+    spacing: float
+    gain: float
+    total_gain: float
+    why_not: str
+
+
+@dataclass(frozen=True)
+class OutputRow:
+    """What became of a variant's output.
+
+    `path` is empty where the direct output stays, and then so is all that is about a path. `reason` says why it was
+    chosen or refused, with what was measured (shares of the range, None without labels) and `candidates`; it is empty
+    where the path was given. `low` and `high` are of each quantity, or of all. `taught` says whether the float model
+    was the teacher, None where nothing was trained, and `before` and `after` are mean errors on held-out data, as
+    shares of the range. Errors are `against` ``labels`` or the ``float model``. `left_out` are controls that are not
+    among `compared`, with the reason. `corners` are those of the path and `points` some that the network returned,
+    `[points][channels]` from 0 to 1; `confidence` is the RMSE of the share of numbers that lie nearest to the path.
+    """
+
+    path: str
+    reason: str
+    noise: float | None
+    uncertainty: float | None
+    candidates: tuple[CandidatePathRow, ...]
+    against: str
+    compared: tuple[ComparedRow, ...]
+    left_out: dict[str, str]
+    low: tuple[float, ...] = ()
+    high: tuple[float, ...] = ()
+    transform: str = ""
+    length: float = 0.0
+    spacing: float | None = None
+    heads: str = ""
+    decoder: str = ""
+    loss: str = ""
+    taught: bool | None = None
+    epochs: tuple[EpochRow, ...] = ()
+    best: int = 0
+    before: float | None = None
+    after: float | None = None
+    corners: tuple[tuple[float, ...], ...] = ()
+    points: tuple[tuple[float, ...], ...] = ()
+    confidence: tuple[tuple[float, float], ...] = ()
+
+
+@dataclass(frozen=True)
 class Trial:
     """One variant, measured: `recipe` is None for the float baseline.
 
     `difference` is the paired score difference from the float baseline on the same samples. Sizes are bytes; `bops` are
-    MACs x weight bits x activation bits for one sample. `distillation`, `search` and `factorization` are None for a
-    variant that was not made that way. A failed trial keeps its `error` and no figures.
+    MACs x weight bits x activation bits for one sample. `distillation`, `search`, `factorization` and `output` are None
+    for a variant that was not made that way. A failed trial keeps its `error` and no figures.
     """
 
     name: str
@@ -304,6 +388,7 @@ class Trial:
     distillation: DistillationRow | None = None
     search: SearchRow | None = None
     factorization: FactorizationRow | None = None
+    output: OutputRow | None = None
 
 
 @dataclass(frozen=True)

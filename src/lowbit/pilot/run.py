@@ -5,6 +5,7 @@ The run folder:
     run.json                     what was asked and what made it (a `Run` without trials)
     variants/<name>/             model.onnx, manifest.json, recipe.yaml, outputs.npy, and last trial.json
     variants/<name>/training/    of a variant that trains: its logs, and until it is finished its checkpoints; factors
+    variants/<name>/output/      the same of an output that learned a path; its weights.safetensors beside the recipe
     costs.json                   what choices were measured to cost on the runtime, if a variant searches or factorizes
     latency.json                 all files timed in turn, so that their ratios hold on a noisy machine
     report.html                  written by `lowbit.report` from the above
@@ -51,7 +52,7 @@ from lowbit.progress import track
 from lowbit.recipe import Recipe
 
 REPEATS = 100
-_TRAIN = ("distill", "search")  # parts of a variant that train
+_TRAIN = ("distill", "search", "output")  # parts of a variant that train
 _PACKAGES = ("lowbit", "torch", "onnx", "onnxruntime", "numpy")
 Say = Callable[[str], None]
 Shared = tuple[nn.Module, Samples, Samples, Samples, Settings]
@@ -79,7 +80,7 @@ def run_pilot(
         calibration: inputs that set activation scales; labels are not used.
         test: inputs, and labels if the metric needs them, that the report is about.
         folder: where the run is written.
-        train: inputs that variants with `distill` or `search` train on; by default what the pilot file says.
+        train: inputs that variants with `distill`, `search` or `output` train on; by default what the pilot file says.
         base: what paths in the pilot file are relative to; the current folder by default.
         provenance: more to note in each file's manifest, such as where the data is.
         jobs: trials at once, in processes of their own (joblib; `joblib.parallel_config` chooses a cluster).
@@ -159,7 +160,13 @@ def _training_data(
         return calibration, ()
     train = given if given is not None else said.open(folder, spec.seed) if said else calibration
     for name, key, how in trained:
-        if how.loss == "labels" and (train.labels is None or train.labels.is_floating_point()):
+        if key == "output":
+            if how.labels and train.labels is None:
+                raise DataError(
+                    f"variant '{name}': output.labels is true, and the data that it trains on has none; name them in "
+                    "data.train, or leave labels out to learn from the float model"
+                )
+        elif how.loss == "labels" and (train.labels is None or train.labels.is_floating_point()):
             found = "no labels" if train.labels is None else "labels that are no classes"
             raise DataError(
                 f"variant '{name}': {key}.loss 'labels' learns classes, the data that it trains on has {found}; name "
@@ -175,7 +182,10 @@ def _how(v: Variant, spec: PilotSpec, black: tuple[float, ...]) -> dict[str, Any
         calibrated = spec.data.calibration.preprocess.black()
         how |= {"factorize": v.factorize, "black": calibrated, "batch": spec.runtime.batches[0]}
     if v.distill:
-        how |= {"black": black, "distill": v.distill.of_metric(spec.kpi.metric)}
+        distill = v.distill.model_copy(update={"loss": "mse"}) if v.output else v.distill.of_metric(spec.kpi.metric)
+        how |= {"black": black, "distill": distill}
+    if v.output:
+        how |= {"output": v.output}
     if v.search:
         of_weights = {"granularity": v.granularity, "batch": spec.runtime.batches[0]}
         how |= {"black": black, "search": v.search.of_metric(spec.kpi.metric), **of_weights}

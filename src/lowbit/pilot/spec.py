@@ -18,6 +18,13 @@ from lowbit.errors import FormatError, RecipeError
 from lowbit.families import FamilyName
 from lowbit.formats import parse
 from lowbit.granularity import parse_granularity
+from lowbit.methods.curves.arithmetic import why_no_arithmetic
+from lowbit.methods.curves.codec import Codec, TransformName
+from lowbit.methods.curves.decoders import DecoderName
+from lowbit.methods.curves.fit import PointLoss
+from lowbit.methods.curves.heads import HeadsName
+from lowbit.methods.curves.paths import Fold, Snake, parse_path
+from lowbit.methods.curves.paths import Path as Curve
 from lowbit.methods.factorization import choices as chains
 from lowbit.methods.search.run import Strategy
 from lowbit.methods.search.sensitivity import SensitivityName
@@ -35,6 +42,7 @@ if TYPE_CHECKING:
     from lowbit.data import Data
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
+AUTO = "auto"  # a path that the noise chooses
 
 
 def _wrong(reason: str) -> PydanticCustomError:
@@ -70,6 +78,15 @@ def _chain_name(name: str) -> str:
         chains.Choice.parse(name)
     except (FormatError, RecipeError) as error:
         raise _wrong(str(error)) from None
+    return name
+
+
+def _path_name(name: str) -> str:
+    try:
+        if name != AUTO:
+            parse_path(name)
+    except RecipeError as error:
+        raise _wrong(f"{error}; or {AUTO!r}, to choose a snake by the noise") from None
     return name
 
 
@@ -109,7 +126,9 @@ FormatName = Annotated[str, AfterValidator(_format_name)]
 GranularityName = Annotated[str, AfterValidator(_granularity_name)]
 ChoiceName = Annotated[str, AfterValidator(_choice_name)]
 ChainName = Annotated[str, AfterValidator(_chain_name)]
+PathName = Annotated[str, AfterValidator(_path_name)]
 Pattern = Annotated[str, AfterValidator(_pattern)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -158,7 +177,7 @@ class DataSpec(_Section):
 class PilotData(_Section):
     """The data that calibrates (no labels needed), and the data that is reported on.
 
-    `distill` and `search` train on `train`, without it on the calibration data.
+    `distill`, `search` and `output` train on `train`, without it on the calibration data.
     """
 
     calibration: DataSpec
@@ -205,20 +224,25 @@ class _Augmented(_Section):
         return crop_and_flip(self.crop, flip=self.flip, fill=black) if self.crop or self.flip else None
 
 
-class TrainingSpec(_Augmented):
-    """How a student is trained, whatever decides its formats; what is None is as the method has it."""
+class _Fitted(_Section):
+    """What every training has; what is None is as the method has it."""
 
     epochs: int = Field(default=2, ge=1)
-    quantizer: FamilyName | None = None
-    loss: LossName = "kl"
-    temperature: Positive | None = None
     batch_size: int | None = Field(default=None, ge=1)
     rate: Positive | None = None
-    scale_rate: NotNegative | None = None
     optimizer: Optimizer | None = None
     weight_decay: NotNegative | None = None
     clip: Positive | None = None
     precision: Precision | None = None
+
+
+class TrainingSpec(_Augmented, _Fitted):
+    """How a student is trained, whatever decides its formats; what is None is as the method has it."""
+
+    quantizer: FamilyName | None = None
+    loss: LossName = "kl"
+    temperature: Positive | None = None
+    scale_rate: NotNegative | None = None
 
     @model_validator(mode="after")
     def _has_a_use_for_its_temperature(self) -> Self:
@@ -373,13 +397,121 @@ class FactorizeSpec(_Augmented):
         return same.model_dump(mode="json", exclude={"budget", "tolerance", "layers", *idle})
 
 
+_OF_TRAINING = {*_Fitted.model_fields, "loss"}
+
+
+class CurveSpec(_Section):
+    """How numbers become points on a path and are read again; see `lowbit.methods.curves.run.curve_output`.
+
+    `decoder` is as `Decoder` chooses by default. With `learned_table` the table is filled from the calibration data,
+    with `confidence` the file also returns how far from the path each point lies.
+    """
+
+    path: PathName = AUTO
+    low: Finite | tuple[Finite, ...] | None = None
+    high: Finite | tuple[Finite, ...] | None = None
+    transform: TransformName = "linear"
+    heads: HeadsName = "shared"
+    head: Annotated[str, Field(min_length=1)] | None = None
+    decoder: DecoderName | None = None
+    learned_table: bool = False
+    confidence: bool = False
+
+    @property
+    def curve(self) -> Curve | None:
+        """The path, None for one that the noise chooses."""
+        return None if self.path == AUTO else parse_path(self.path)
+
+    @model_validator(mode="after")
+    def _is_a_codec(self) -> Self:
+        if (self.low is None) != (self.high is None):
+            raise _wrong("give both low and high, or neither to find the range in the targets")
+        try:
+            curve = self.curve or Snake()
+            codec = Codec(1.0 if self.low is None else self.low, 2.0 if self.high is None else self.high, curve)
+            replace(codec, transform=self.transform)
+        except RecipeError as error:
+            raise _wrong(str(error)) from None
+        if isinstance(curve, Fold) and (self.heads != "shared" or self.transform != "linear"):
+            raise _wrong(f"{curve} is what a linear layer does by itself; leave heads and transform out")
+        if self.heads == "separate" and self.head is None:
+            raise _wrong("heads 'separate' copies the module that makes the output; name it with head")
+        return self._has_a_decoder(codec)
+
+    def _has_a_decoder(self, codec: Codec) -> Self:
+        tables = codec.channels == 2 and not isinstance(codec.path, Fold)
+        if self.decoder == "table" and not tables:
+            raise _wrong(f"decoder 'table' is for paths in two channels, and not for {codec.path}; leave it out")
+        if self.decoder == "arithmetic" and (reason := why_no_arithmetic(codec.path, codec.bits)):
+            raise _wrong(reason)
+        asked = [name for name in ("learned_table", "confidence") if getattr(self, name)]
+        if asked and not tables:
+            raise _wrong(f"{asked[0]} is a table for two channels, and {codec.path} has none; leave it out")
+        if self.learned_table and self.decoder == "arithmetic":
+            raise _wrong("learned_table fills a table, and decoder 'arithmetic' has none; leave one or the other out")
+        return self
+
+
+class OutputSpec(CurveSpec, _Fitted):
+    """How a variant's output is written along a path, and trained to; what is None is as the method has it.
+
+    With `controls`, direct outputs of 8 and 16 bits, one that is trained as long, and a fold are measured beside it.
+    """
+
+    clip_targets: bool | None = None
+    labels: bool | None = None
+    epochs: int = Field(default=10, ge=1)
+    loss: PointLoss = "points"
+    controls: bool = True
+
+    @model_validator(mode="after")
+    def _has_a_use_for_its_training(self) -> OutputSpec:
+        idle = sorted(self.model_fields_set & _OF_TRAINING)
+        if isinstance(self.curve, Fold) and idle:
+            raise _wrong(f"{self.path} needs no training; leave {' and '.join(idle)} out")
+        return self
+
+    def training(self) -> dict[str, Any]:
+        """The keywords of `fit_head` that the file gives."""
+        return self.model_dump(include=_OF_TRAINING, exclude_none=True)
+
+    def options(self) -> dict[str, Any]:
+        """The keywords of `curve_output` that the file gives, all but the path."""
+        without = {"path", "decoder", "learned_table", "confidence", "controls"}
+        return self.model_dump(exclude=without, exclude_none=True)
+
+
+class MadeOutputSpec(CurveSpec):
+    """An output that was made: nothing is left to choose, and `weights` is the file of the trained float network.
+
+    Without weights nothing was trained.
+    """
+
+    path: Annotated[str, AfterValidator(_path_name)]
+    low: Finite | tuple[Finite, ...]
+    high: Finite | tuple[Finite, ...]
+    weights: str | None = None
+
+    @model_validator(mode="after")
+    def _is_made(self) -> MadeOutputSpec:
+        if self.path == AUTO:
+            raise _wrong(f"path {AUTO!r} is of a pilot file, which chooses; name the path")
+        return self
+
+    @property
+    def codec(self) -> Codec:
+        """The path, the range and the transform."""
+        return Codec(self.low, self.high, parse_path(self.path), self.transform, clip=True)
+
+
 class Variant(_Section):
     """One candidate: a recipe file, or weights and activations for all layers with exceptions in `rules`.
 
     `level` is the effort of post-training, and `widen_most` the number of tensors that may go to 16 bits; see
     `lowbit.post_training.levels.post_train`. With `distill` it is trained after that. With `search`, which trains too,
     recipe file and `rules` are about the layers that are not searched, and `granularity` about those that are. With
-    `factorize`, layers become chains in these formats, which takes the place of post-training.
+    `factorize`, layers become chains in these formats, which takes the place of post-training. With `output` the float
+    model first learns to return points on a path, and all that follows is done to that network.
     """
 
     name: str
@@ -395,6 +527,7 @@ class Variant(_Section):
     distill: DistillSpec | None = None
     search: SearchSpec | None = None
     factorize: FactorizeSpec | None = None
+    output: OutputSpec | None = None
 
     @field_validator("name")
     @classmethod
@@ -405,7 +538,7 @@ class Variant(_Section):
 
     @model_validator(mode="after")
     def _says_something(self) -> Variant:
-        beside = {"name", "recipe", "opset", "level", "widen_most", "distill", "search", "factorize"}
+        beside = {"name", "recipe", "opset", "level", "widen_most", "distill", "search", "factorize", "output"}
         given = sorted(self.model_fields_set - beside - ({"granularity"} if self.search else set()))
         if self.recipe and given:
             raise _wrong(f"a recipe file and {', '.join(given)}: give one or the other")
@@ -438,6 +571,24 @@ class Variant(_Section):
             raise _wrong(f"factorize takes the place of post-training; leave {' and '.join(idle)} out")
         return self
 
+    @model_validator(mode="after")
+    def _goes_with_an_output(self) -> Variant:
+        if self.output is None:
+            return self
+        for name in ("search", "factorize"):
+            if getattr(self, name) is not None:
+                raise _wrong(
+                    f"{name} starts from the float model as it is, and output changes it; leave one or the other out "
+                    "(formats that a search found can be the recipe of a variant with output)"
+                )
+        if self.distill and (self.distill.loss != "mse" and "loss" in self.distill.model_fields_set):
+            raise _wrong(
+                f"with output a student learns points, by loss 'mse', and distill.loss is {self.distill.loss!r}"
+            )
+        if self.distill and self.distill.temperature is not None:
+            raise _wrong("with output a student learns points, by loss 'mse', which has no temperature; leave it out")
+        return self
+
     def to_recipe(self, folder: Path, where: str) -> Recipe:
         """The recipe of this variant; paths are relative to `folder`, and `where` begins error messages.
 
@@ -446,11 +597,16 @@ class Variant(_Section):
             RecipeError: the recipe file, or a rule, does not fit.
         """
         if self.recipe:
-            recipe, factorize = load_recipe(folder / self.recipe)
+            recipe, factorize, output = load_recipe(folder / self.recipe)
             if factorize is not None:
                 raise RecipeError(
                     f"{where}.recipe: {self.recipe!r} is of a factorized network; copy its section factorize into the "
                     "variant, and the rest into a recipe file of its own"
+                )
+            if output is not None:
+                raise RecipeError(
+                    f"{where}.recipe: {self.recipe!r} is of a network with an output on a path; give the variant an "
+                    "output, and copy the rest into a recipe file of its own"
                 )
             return recipe
         recipe = Recipe.from_dict({"rules": [*self.rules], "glue": self.glue}, where)
@@ -487,29 +643,44 @@ class PilotSpec(_Section):
             raise _wrong("two variants have the same name (upper and lower case are one on some disks)")
         return variants
 
+    @model_validator(mode="after")
+    def _judges_numbers_as_numbers(self) -> PilotSpec:
+        curved = next((variant.name for variant in self.variants if variant.output), None)
+        if curved is not None and self.kpi.metric == "accuracy":
+            raise _wrong(
+                f"variant {curved!r}: output is for numbers, and kpi.metric is 'accuracy', of classes; use r2 or a "
+                "module:function"
+            )
+        return self
 
-class _FactorizedRecipe(_Section):
-    factorize: FactorizeSpec
+
+class _Sections(_Section):
+    factorize: FactorizeSpec | None = None
+    output: MadeOutputSpec | None = None
 
 
-def load_recipe(path: Path) -> tuple[Recipe, FactorizeSpec | None]:
-    """A recipe file, and how its layers become chains: the section ``factorize`` that a pilot writes into one.
+def load_recipe(path: Path) -> tuple[Recipe, FactorizeSpec | None, MadeOutputSpec | None]:
+    """A recipe file, and the sections that a pilot writes into one: how layers become chains, what the output became.
 
     Raises:
         DataError: the file cannot be read.
         RecipeError: it does not fit; the message gives the path to the field.
     """
     data, where = files.read_yaml(path), os.fspath(path)
-    if not isinstance(data, dict) or "factorize" not in data:
-        return Recipe.from_dict(data, where), None
-    section = validated(_FactorizedRecipe, {"factorize": data.pop("factorize")}, where)
-    return Recipe.from_dict(data, where), section.factorize
+    if not isinstance(data, dict):
+        return Recipe.from_dict(data, where), None, None
+    found = validated(_Sections, {name: data.pop(name) for name in _Sections.model_fields if name in data}, where)
+    for name in found.model_fields_set:
+        if getattr(found, name) is None:
+            raise RecipeError(f"{where}: {name}: it is empty; leave the key out")
+    return Recipe.from_dict(data, where), found.factorize, found.output
 
 
 _EMPTY = {
     "distill": "write {} to distill with every default",
     "search": "give choices and a budget",
     "factorize": "write {} to factorize with every default",
+    "output": "write {} for a path that the noise chooses",
 }
 
 

@@ -2,7 +2,8 @@
 
 Training keeps its checkpoints in a folder of the trial's, and goes on there when the pilot was killed, or when what
 came after it failed and is tried again. Once the trial is finished only the logs of the training are left. A
-factorization keeps the factors that it found there too.
+factorization keeps the factors that it found there too. An output that learns a path has a folder of its own, because
+the student may be distilled afterwards.
 """
 
 from __future__ import annotations
@@ -25,11 +26,13 @@ if TYPE_CHECKING:
 
 _LOGS = ("log.jsonl", "samples.jsonl")
 _FINGERPRINT = "fingerprint"  # of what the checkpoints are of
+_STUDENT, OUTPUT = "training", "output"  # folders
+WEIGHTS = "weights.safetensors"  # of a float model that learned a path
 
 
-def prepared(task: Task, fingerprint: str) -> Path:
+def prepared(task: Task, fingerprint: str, name: str = _STUDENT) -> Path:
     """The folder to work in: with what the same training or factorization kept if there is something, else empty."""
-    folder = _folder(task)
+    folder = task.folder / name
     marker = folder / _FINGERPRINT
     if not marker.exists() or files.read_text(marker) != fingerprint:
         shutil.rmtree(folder, ignore_errors=True)
@@ -45,13 +48,19 @@ def tidy(task: Task) -> None:
 
     A kill before this leaves checkpoints, which harm nothing.
     """
-    if task.training is None:
-        shutil.rmtree(_folder(task), ignore_errors=True)
-    for path in sorted(_folder(task).rglob("*"), reverse=True):  # what is in a folder comes before it
-        if path.is_file() and path.name not in _LOGS:
-            path.unlink()
-        elif path.is_dir() and not any(path.iterdir()):
-            path.rmdir()
+    for name, trains in ((_STUDENT, task.training is not None), (OUTPUT, task.output is not None)):
+        folder = task.folder / name
+        if not trains:
+            shutil.rmtree(folder, ignore_errors=True)
+        for path in sorted(folder.rglob("*"), reverse=True):  # what is in a folder comes before it
+            if path.is_file() and path.name not in _LOGS:
+                path.unlink()
+            elif path.is_dir() and not any(path.iterdir()):
+                path.rmdir()
+        if folder.exists() and not any(folder.iterdir()):
+            folder.rmdir()
+    if task.output is None:
+        (task.folder / WEIGHTS).unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -76,7 +85,3 @@ def epoch_rows(epochs: Iterable[Epoch]) -> tuple[EpochRow, ...]:
 def finite(value: float | None) -> float | None:
     """The value as JSON can hold it."""
     return value if value is not None and math.isfinite(value) else None
-
-
-def _folder(task: Task) -> Path:
-    return task.folder / "training"

@@ -2,7 +2,8 @@
 
 A variant that is distilled or searched is post-trained too, by the same recipe: that student is scored on the test
 data, and what training gains over it is part of the record. Where layers become chains, factorization takes the place
-of post-training.
+of post-training. Where the output is written along a path, the float model learns that first, and its student is
+compared with it in points; what the file returns is decoded, and compared with labels and with the user's float model.
 
 A trial depends only on its arguments and writes only into its own folder, `trial.json` last: a folder with a
 `trial.json` is a finished trial, anything else is done again. Only training goes on where it was, and what formats cost
@@ -13,10 +14,11 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import math
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,7 +29,7 @@ import yaml
 from torch import Tensor, nn
 
 from lowbit import files
-from lowbit.batches import call, inputs_of, output_tensor
+from lowbit.batches import Batches, call, inputs_of, output_tensor
 from lowbit.costs import Cost, MeasuredCosts, cost
 from lowbit.errors import DataError, DataWarning, LowbitError
 from lowbit.export.measured import measure_formats
@@ -39,9 +41,9 @@ from lowbit.layers import Quantized
 from lowbit.methods.distillation.run import Distillation
 from lowbit.methods.factorization.run import Factorization
 from lowbit.methods.search.run import Search
-from lowbit.pilot import distilled, factorized, searched, statistics, trained
-from lowbit.pilot.record import LayerRow, ObstacleRow, Score, Trial, VerificationRow, read
-from lowbit.pilot.spec import DistillSpec, FactorizeSpec, SearchSpec
+from lowbit.pilot import curved, distilled, factorized, searched, statistics, trained
+from lowbit.pilot.record import LayerRow, ObstacleRow, OutputRow, Score, Trial, VerificationRow, read
+from lowbit.pilot.spec import DistillSpec, FactorizeSpec, OutputSpec, SearchSpec
 from lowbit.post_training.levels import Level, post_train
 from lowbit.post_training.segments import float_twin
 from lowbit.progress import track
@@ -107,10 +109,11 @@ class Task:
     granularity: str = "channel"
     batch: int = 1
     factorize: FactorizeSpec | None = None
+    output: OutputSpec | None = None
 
     @property
     def training(self) -> DistillSpec | SearchSpec | None:
-        """What trains, if something does."""
+        """What trains the student, if something does."""
         return self.distill or self.search
 
 
@@ -135,7 +138,7 @@ def run_trial(
 ) -> Trial:
     """Do a trial, or read it if its folder holds it finished. A failing variant is a failed trial, not an exception.
 
-    A task that distills or searches trains on `train`, by default on the calibration data.
+    A task that distills, searches or has an output on a path trains on `train`, by default on the calibration data.
 
     Raises:
         DataError: results cannot be written, or the float baseline is missing.
@@ -193,7 +196,7 @@ def _measure(task: Task, model: nn.Module, data: _Sources, settings: Settings, p
     made = _make(task, model, data, settings, progress)
     student = made.student
     hashes = {"calibration_data": data.calibration.hash, "test_data": test.hash}
-    if task.training is not None:
+    if task.training is not None or task.output is not None:
         hashes["training_data"] = data.train.hash
     provenance = {"seed": settings.seed, **hashes, **settings.provenance}
     exported = export_onnx(student, task.folder / "model.onnx", example, opset=task.opset, provenance=provenance)
@@ -212,7 +215,9 @@ def _measure(task: Task, model: nn.Module, data: _Sources, settings: Settings, p
     agreement = statistics.share(np.asarray(statistics.predictions(outputs) == statistics.predictions(reference)))
     costs, covered = cost(student, example), coverage(student)
     measured = (settings.metric, outputs, labels, reference, settings.seed, settings.folder)
-    twin = student if made.result else float_twin(model, student)
+    twin = student if made.result else float_twin(made.source, student)
+    if made.curved is not None:
+        twin = curved.twin_of(twin, student)
     compared = _beside_post_training(made, measured)
     return Trial(
         task.name,
@@ -244,34 +249,73 @@ def _measure(task: Task, model: nn.Module, data: _Sources, settings: Settings, p
         distillation=distilled.row(made.result, *compared) if isinstance(made.result, Distillation) else None,
         search=searched.row(task, made.result, *compared) if isinstance(made.result, Search) else None,
         factorization=factorized.row(made.found) if made.found else None,
+        output=_output_row(task, made, model, exported.model, data, (outputs, reference), settings, progress),
     )
+
+
+def _output_row(
+    task: Task,
+    made: _Made,
+    model: nn.Module,
+    student: nn.Module,
+    data: _Sources,
+    outputs: tuple[Array, Array],
+    settings: Settings,
+    progress: bool,
+) -> OutputRow | None:
+    """The record of an output on a path; `outputs` are those of the file and of the float model's."""
+    if made.curved is None:
+        return None
+    found, reference = (torch.from_numpy(np.asarray(one, dtype=np.float32)) for one in outputs)
+    measured = curved.Measured(
+        model,
+        student,
+        _in_batches(data.train),
+        _in_batches(data.calibration),
+        data.test.batches(BATCH),
+        data.test.labels,
+        reference,
+        found,
+        None if made.before is None else torch.from_numpy(np.asarray(made.before, dtype=np.float32)),
+    )
+    return curved.row(task, made.curved, measured, seed=settings.seed, progress=progress)
 
 
 @dataclass(frozen=True)
 class _Made:
     """A student, the recipe it was asked for, in sentences how it was made, and for a trained one how that went.
 
-    `before` are the outputs on the test data of the student that post-training or factorization alone makes, and
-    `found` is what came of the latter.
+    `source` is the float model that it is the student of: not the user's, where that learned to return points. `before`
+    are the outputs on the test data of the student that post-training or factorization alone makes, `found` is what
+    came of the latter, and `curved` what became of the output.
     """
 
     student: nn.Module
+    source: nn.Module
     recipe: dict[str, Any] | None = None
     notes: tuple[str, ...] = ()
     result: Distillation | Search | None = None
     before: Array | None = None
     found: Factorization | None = None
+    curved: curved.Curved | None = None
 
 
 def _make(task: Task, model: nn.Module, data: _Sources, settings: Settings, progress: bool) -> _Made:
     """The student of a task; its recipe, wider where that was asked for, or searched, beside the file."""
     if task.recipe is None:
-        return _Made(model)
+        return _Made(model, model)
     if task.factorize is not None:
         return _make_factorized(task, model, data, settings, progress)
     seed, batches = settings.seed, _in_batches(data.calibration)
     asked, student, warned = task.recipe, model, list[str]()
     result: Distillation | Search | None = None
+    curve: curved.Curved | None = None
+    if task.output is not None:
+        curve, warned = curved.give(
+            task, model, data.train, data.calibration, _in_batches, seed=seed, progress=progress
+        )
+        student = model = curve.model
+    ended = _ending(curve, batches)
     if task.search is not None:
         costs = measure(task, model, data.calibration, data.test, settings, progress)
         student, result, warned = searched.train(
@@ -281,19 +325,32 @@ def _make(task: Task, model: nn.Module, data: _Sources, settings: Settings, prog
     post_trained, did = post_train(
         model, asked, batches, level=task.level, widen_most=task.widen_most, seed=seed, progress=progress
     )
+    did = did if curve is None else curved.in_points(did)
     noted, told = origin(post_trained), f"post-training, level {task.level}: {did}"
     assert noted is not None
-    noted.recipe.save(task.folder / "recipe.yaml")
+    section = {} if curve is None else curve.section()
+    if curve is not None:
+        curve.save(task.folder)
+    files.write_text(task.folder / "recipe.yaml", yaml.safe_dump(noted.recipe.to_dict() | section, sort_keys=False))
+    recipe = asked.to_dict() | section
+    notes = curve.notes if curve else ()
     if task.training is None:
-        return _Made(post_trained, asked.to_dict(), (told,))
-    before = _model_outputs(freeze(post_trained), data.test, progress)  # as its file would compute
+        return _Made(ended(post_trained), model, recipe, (*notes, told, *warned), curved=curve)
+    before = _model_outputs(freeze(ended(post_trained)), data.test, progress)  # as its file would compute
     if task.distill is not None:
         student = quantize(model, noted.recipe, fold=False)
         calibrate(student, batches, progress=progress)
-        student, result, warned = distilled.train(
+        student, result, more = distilled.train(
             task, model, student, _in_batches(data.train), seed=seed, progress=progress
         )
-    return _Made(student, asked.to_dict(), (str(result), f"compared with {told}", *warned), result, before)
+        warned = [*warned, *more]
+    notes = (*notes, str(result), f"compared with {told}", *warned)
+    return _Made(ended(student), model, recipe, notes, result, before, curved=curve)
+
+
+def _ending(curve: curved.Curved | None, calibration: Batches) -> Callable[[nn.Module], nn.Module]:
+    """What comes behind a finished student: a decoder, if it returns points."""
+    return (lambda student: student) if curve is None else functools.partial(curved.end, curve, calibration)
 
 
 def _make_factorized(task: Task, model: nn.Module, data: _Sources, settings: Settings, progress: bool) -> _Made:
@@ -304,12 +361,13 @@ def _make_factorized(task: Task, model: nn.Module, data: _Sources, settings: Set
     recipe = factorized.recipe_of(task, found, seed)
     files.write_text(task.folder / "recipe.yaml", yaml.safe_dump(recipe, sort_keys=False))
     if task.distill is None:
-        return _Made(student, recipe, (str(found), *untimed), found=found)
+        return _Made(student, model, recipe, (str(found), *untimed), found=found)
     before = _model_outputs(freeze(folded(copy.deepcopy(student))), data.test, progress)
     student, result, warned = distilled.train(
         task, model, student, _in_batches(data.train), seed=seed, progress=progress
     )
-    return _Made(student, recipe, (str(result), f"compared with {found}", *untimed, *warned), result, before, found)
+    notes = (str(result), f"compared with {found}", *untimed, *warned)
+    return _Made(student, model, recipe, notes, result, before, found)
 
 
 def _times(

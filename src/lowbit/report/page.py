@@ -24,7 +24,7 @@ from markupsafe import Markup, escape
 
 from lowbit import __version__
 from lowbit.pilot.record import LatencyRow, Run, Trial, Verdict
-from lowbit.report import charts, factorizing, figures, learning, searching
+from lowbit.report import charts, factorizing, figures, learning, outputs, searching
 from lowbit.report.figures import Metric
 
 VERDICTS: dict[Verdict, str] = {
@@ -186,6 +186,14 @@ def _environment() -> Environment:
         "fitted": factorizing.fitted,
         "timed": factorizing.timed,
         "time": factorizing.time,
+        "bought": outputs.bought,
+        "output_way": outputs.way,
+        "cautions": outputs.cautions,
+        "output_advice": outputs.advice,
+        "compared": outputs.compared,
+        "left_out": outputs.left_out,
+        "images": outputs.images,
+        "error": outputs.figure,
         "significant": figures.significant,
         "yaml": _yaml,
         "keep": _keep,
@@ -199,6 +207,8 @@ def _environment() -> Environment:
         "cost_name": searching.cost_name,
         "errors": factorizing.errors,
         "METHODS": factorizing.METHODS,
+        "flips": outputs.flips,
+        "output_plots": outputs.plots,
         "fronts": searching.fronts,
         "moved": searching.moved,
         "moves": searching.strip,

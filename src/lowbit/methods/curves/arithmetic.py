@@ -31,7 +31,7 @@ def arithmetic(codec: Codec, codes: Tensor) -> Tensor:
     Raises:
         RecipeError: another path, or a margin that is no whole number of half codes.
     """
-    path, top = codec.path, codec.top
+    path, top, codes = codec.path, codec.top, codes.long()
     if isinstance(path, Fold):
         whole = path.copies * top
         return (2 * STEPS * codes.sum(-1) + whole) // (2 * whole)
@@ -41,6 +41,8 @@ def arithmetic(codec: Codec, codes: Tensor) -> Tensor:
     border = round(2 * path.margin * top)
     width = 2 * top - 2 * border  # of a row, in half codes
     if isinstance(path, Snake):
+        if 2 * (width * (path.rows - 1)) ** 2 < 2**31:  # squared distances: half the time of int64
+            codes = codes.int()
         x, y = ((2 * codes[..., i] - border) * (path.rows - 1) for i in (0, 1))
         way, _, _ = _snake_way(x, y, path.rows, width)
         return _rounded(way, (path.rows**2 - 1) * width)
@@ -49,13 +51,14 @@ def arithmetic(codec: Codec, codes: Tensor) -> Tensor:
     row, layer = width * (path.layers - 1), width * (path.rows - 1)
     first, last, apart = _snake_way(x, y, path.rows, row)
     whole = (path.rows**2 - 1) * row
-    below = (z // layer).clamp(0, path.layers - 2)
-    end_x = torch.where(below % 2 == 0, row * (path.rows - 1) * (path.rows % 2), 0)
-    end_y = torch.where(below % 2 == 0, row * (path.rows - 1), 0)
+    below = _row_below(z, layer, path.layers)
+    backwards = (below & 1).bool()
+    end_x = torch.where(backwards, 0, row * (path.rows - 1) * (path.rows % 2))
+    end_y = torch.where(backwards, 0, row * (path.rows - 1))
     depth = torch.minimum(torch.maximum(z, below * layer), (below + 1) * layer)
     candidates = [
         (
-            level * (whole + layer) + torch.where(level % 2 == 0, first, whole - last),
+            level * (whole + layer) + torch.where((level & 1).bool(), whole - last, first),
             apart + (z - level * layer).square(),
         )
         for level in (below, below + 1)
@@ -69,10 +72,11 @@ def arithmetic(codec: Codec, codes: Tensor) -> Tensor:
 def _snake_way(x: Tensor, y: Tensor, rows: int, row: int) -> tuple[Tensor, Tensor, Tensor]:
     """The way along a snake to its nearest point, see `_nearest_way`; rows lie `row` apart, in integers."""
     long = row * (rows - 1)  # a row's length: the square is as wide as high
-    below = (y // row).clamp(0, rows - 2)
-    side = torch.where(below % 2 == 0, long, 0)  # where the path turns from this row to the next
+    below = _row_below(y, row, rows)
+    backwards = (below & 1).bool()
+    side = torch.where(backwards, 0, long)  # where the path turns from this row to the next
     inside = x.clamp(0, long)
-    even = torch.where(below % 2 == 0, inside, long - inside)
+    even = torch.where(backwards, long - inside, inside)
     between = torch.minimum(torch.maximum(y, below * row), (below + 1) * row)
     start, beside = below * (long + row), (x - inside).square()
     return _nearest_way(
@@ -82,6 +86,11 @@ def _snake_way(x: Tensor, y: Tensor, rows: int, row: int) -> tuple[Tensor, Tenso
             (start + row + 2 * long - even, beside + (y - (below + 1) * row).square()),
         ]
     )
+
+
+def _row_below(y: Tensor, apart: int, rows: int) -> Tensor:
+    """The number of the row at or below a height, the last but one at most, so that there is one above."""
+    return torch.div(y.clamp(min=0), apart, rounding_mode="trunc").clamp(max=rows - 2)
 
 
 def _nearest_way(candidates: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
@@ -96,7 +105,7 @@ def _nearest_way(candidates: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tenso
 
 
 def _rounded(way: Tensor, whole: int) -> Tensor:
-    return (2 * STEPS * way + whole) // (2 * whole)
+    return torch.div(2 * STEPS * way.long() + whole, 2 * whole, rounding_mode="trunc")
 
 
 def why_no_arithmetic(path: Path, bits: int) -> str:

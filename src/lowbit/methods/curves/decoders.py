@@ -78,9 +78,12 @@ class Decoder(nn.Module):
     def _share(self, parts: Sequence[Tensor]) -> Tensor:
         """The share of the path at codes, channel by channel."""
         if isinstance(self.codec.path, Fold):  # exact, and no step of the uint16 number in between
-            return torch.stack([*parts]).sum(0).float() / (self.channels * self.codec.top)
+            total = parts[0]
+            for part in parts[1:]:
+                total = total + part
+            return total.float() / (self.channels * self.codec.top)
         if self.table is None:
-            return arithmetic(self.codec, torch.stack([part.long() for part in parts], -1)).float() / STEPS
+            return arithmetic(self.codec, torch.stack([*parts], -1)).float() / STEPS
         return (_looked_up(self.table, self._index(parts)).float() + _OFFSET) / STEPS
 
     def _index(self, parts: Sequence[Tensor]) -> Tensor:
