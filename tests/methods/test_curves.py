@@ -15,7 +15,7 @@ import lowbit as lb
 from lowbit.errors import DataError, LayerError, RecipeError, TrainingError
 from lowbit.layers import Quantized
 from lowbit.methods.curves.choose import choice_for
-from lowbit.methods.curves.heads import Encoded
+from lowbit.methods.curves.heads import Encoded, deployed_points
 from lowbit.methods.curves.measures import confidence_curve, flip_rate, structure
 from lowbit.methods.curves.paths import Fold, Hilbert, Moore, Snake
 from lowbit.methods.curves.tables import learned_table
@@ -305,6 +305,7 @@ def test_a_snake_makes_the_quantization_error_smaller(finder: nn.Module, tmp_pat
     assert curve[0].flips == 0
 
 
+@pytest.mark.filterwarnings("ignore:on training data")
 def test_a_direct_model_is_teacher_enough(finder: nn.Module) -> None:
     inputs = [spectra(2048, seed)[0] for seed in (1, 4)]
     found, made = lb.curve_output(
@@ -326,6 +327,7 @@ def test_a_direct_model_is_teacher_enough(finder: nn.Module) -> None:
     assert done.after > 0.9
 
 
+@pytest.mark.filterwarnings("ignore:on training data")  # two epochs are few
 def test_the_verb_chooses_trains_and_resumes(finder: nn.Module, tmp_path: Path) -> None:
     batches = [spectra(1024, seed) for seed in range(10, 14)]
     runs = [
@@ -487,6 +489,39 @@ def test_confidence_sorts_out_the_worst() -> None:
     assert share == 0.97
     assert best == pytest.approx(0.1)
     assert every > 1.7
+
+
+class Untraceable(nn.Module):
+    """A network whose way depends on its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = x if x.shape[1] > 5 else self.head(x)
+        return out
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_an_untraceable_model_and_other_runtimes_read_the_table(runtime: str, tmp_path: Path) -> None:
+    if runtime == "openvino":
+        pytest.importorskip("openvino")
+    torch.manual_seed(0)
+    x, codec = torch.rand(64, 3), lb.Codec(-2.0, 2.0, Snake(4))
+    with pytest.raises(LayerError, match="name the layer"):
+        lb.wrap_head(Untraceable(), codec)
+    ready = deployed(lb.wrap_head(Untraceable(), codec, head="head"), codec, x)
+    exported = lb.export_onnx(ready, tmp_path / "m.onnx", x)
+    found = lb.verify(exported, [x], progress=False, runtime=runtime)  # type: ignore[arg-type]
+    assert found.same_codes > 0.98
+    assert lb.output_errors(exported.model(x), codec.decode(deployed_points(ready, [x])), codec).mae < 1e-3
+
+
+def test_a_head_that_did_not_learn_is_told(finder: nn.Module) -> None:
+    batches = [spectra(256, seed) for seed in (1, 2)]
+    with pytest.warns(lb.TrainingWarning, match="train for longer"):
+        lb.curve_output(finder, batches, path="snake16", epochs=1, rate=1e-6, progress=False)
 
 
 def test_a_learned_table_is_used_by_the_decoder() -> None:

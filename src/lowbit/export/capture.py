@@ -8,6 +8,7 @@ tracing, every quantizer is swapped for a stand-in that leaves a node with the q
 from __future__ import annotations
 
 import copy
+import inspect
 import io
 import logging
 import warnings
@@ -89,8 +90,7 @@ def capture(frozen: nn.Module, example: Batch, opset: int, dynamic_batch: bool) 
     if dynamic_batch:  # torch.export takes a batch of 1 for a constant
         args = tuple(_at_least_two(a) for a in args)
         kwargs = {k: _at_least_two(v) for k, v in kwargs.items()}
-    batch = torch.export.Dim("batch")
-    dynamic: Any = tuple({0: batch} for _ in args) if args else {k: {0: batch} for k in kwargs}
+    dynamic = _open_batch(marked, len(args), list(kwargs))
     try:
         with _quiet():
             program = torch.onnx.export(
@@ -122,6 +122,25 @@ def capture(frozen: nn.Module, example: Batch, opset: int, dynamic_batch: bool) 
                 "batch size, or export with dynamic_batch=False"
             )
     return captured
+
+
+def _open_batch(model: nn.Module, args: int, kwargs: list[str]) -> dict[str, Any]:
+    """The first dimension of each input open, by the names that the model's forward has for them."""
+    batch = torch.export.Dim("batch")
+    parameters = inspect.signature(model.forward).parameters.values()
+    shapes: dict[str, Any] = {}
+    left = args
+    for one in parameters:
+        if one.kind is one.VAR_POSITIONAL:
+            if left:
+                shapes[one.name] = tuple({0: batch} for _ in range(left))
+            left = 0
+        elif one.kind is one.VAR_KEYWORD:
+            if others := [name for name in kwargs if name not in shapes]:
+                shapes[one.name] = {name: {0: batch} for name in others}
+        elif left or one.name in kwargs:
+            shapes[one.name], left = {0: batch}, left - bool(left)
+    return shapes
 
 
 def _at_least_two(x: Tensor) -> Tensor:

@@ -10,8 +10,7 @@ of 8 bits loses, and what 16 bits, training alone or a fold would gain without a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -21,17 +20,17 @@ import torch
 from torch import Tensor, nn
 
 from lowbit import files
-from lowbit.batches import Batch, Batches, call, labels_of, outputs_of
+from lowbit.batches import Batches, labels_of, outputs_of
 from lowbit.errors import DataError, LowbitError
 from lowbit.methods.curves.choose import Choice
 from lowbit.methods.curves.codec import Codec
 from lowbit.methods.curves.decoders import Decoder
 from lowbit.methods.curves.fit import fit_head
-from lowbit.methods.curves.heads import Decoded, attach_decoder, wrap_head
+from lowbit.methods.curves.heads import Decoded, attach_decoder, deployed_points, wrap_head
 from lowbit.methods.curves.measures import OutputErrors, confidence_curve, output_errors
 from lowbit.methods.curves.paths import Fold
 from lowbit.methods.curves.run import CurveOutput, curve_output
-from lowbit.methods.curves.tables import confidence_table, learned_table
+from lowbit.methods.curves.tables import learned_table
 from lowbit.pilot.record import CandidatePathRow, ComparedRow, ErrorsRow, OutputRow
 from lowbit.pilot.trained import OUTPUT, WEIGHTS, epoch_rows, finite, prepared, warnings_kept
 from lowbit.post_training.levels import PostTraining, post_train
@@ -43,7 +42,7 @@ if TYPE_CHECKING:
 
 _FOLD = Fold(4)  # the control that needs no training
 _DRAWN = 2000  # points in the record
-_RANKED = 1_000_000  # numbers that a confidence curve is made of
+_RANKED = 200_000  # numbers that a confidence curve is made of
 _MEASURED = 16  # batches that a path is chosen by
 _NOT_DIRECT = "the float model was the teacher: a direct output trained by its own outputs is what it was"
 _NOT_TRAINED = "the variant was not trained either"
@@ -150,7 +149,7 @@ def end(curved: Curved, calibration: Batches, student: nn.Module) -> nn.Module:
     if not spec.learned_table:
         return found
     batches = list(calibration)
-    points = codes_of(found, batches).movedim(-1, 1).flatten(1, 2).float() / codec.top
+    points = deployed_points(found, batches)
     labels = [label for batch in batches if (label := labels_of(batch)) is not None]
     if len(labels) < len(batches):
         raise DataError("learned_table is filled from the labels of the calibration data, which has none; leave it out")
@@ -167,27 +166,6 @@ def twin_of(twin: nn.Module, student: nn.Module) -> nn.Module:
 def in_points(did: PostTraining) -> PostTraining:
     """What post-training did to points, which are no class scores."""
     return replace(did, steps=tuple(replace(step, agreement=None) for step in did.steps))
-
-
-def codes_of(model: nn.Module, batches: Iterable[Batch]) -> Tensor:
-    """The codes of the points that a model with a decoder returns on inputs, `[N, T, ..., channels]`."""
-    (decoder,) = [module for module in model.modules() if isinstance(module, Decoder)]
-    channels, found = decoder.codec.channels, list[Tensor]()
-    with _watched(decoder.codes, found), torch.no_grad():
-        for batch in batches:
-            call(model, batch)
-    codes = torch.cat(found)
-    return codes.reshape(len(codes), channels, -1, *codes.shape[2:]).movedim(1, -1)
-
-
-@contextmanager
-def _watched(module: nn.Module, found: list[Tensor]) -> Iterator[None]:
-    """Collect the 8-bit codes that a module returns."""
-    handle = module.register_forward_hook(lambda _, __, codes: found.append(codes.cpu().to(torch.uint8)))
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -265,8 +243,8 @@ def row(task: Task, curved: Curved, measured: Measured, *, seed: int, progress: 
         if found is not None:
             errors, added = (_errors(found, other, codec, branches=True) for other in (target, floats))
             rows.append(ComparedRow(what, errors, added))
-    codes = codes_of(measured.student, measured.test)
-    drawn, curve = _drawn(codes, measured.found, target, codec, seed)
+    points = deployed_points(measured.student, measured.test)
+    drawn, curve = _drawn(points, measured.found, target, codec, seed)
     fit = made.fit
     return OutputRow(
         path=str(codec.path),
@@ -355,19 +333,17 @@ def _control(
 
 
 def _drawn(
-    codes: Tensor, found: Tensor, target: Tensor, codec: Codec, seed: int
+    points: Tensor, found: Tensor, target: Tensor, codec: Codec, seed: int
 ) -> tuple[tuple[tuple[float, ...], ...], tuple[tuple[float, float], ...]]:
     """Some of the points, and the confidence curve; nothing for a fold, which has no branches to be off."""
     if isinstance(codec.path, Fold):
         return (), ()
-    flat, error = codes.reshape(-1, codec.channels), codec.difference(found, target).flatten()
+    flat = points.reshape(len(points), codec.channels, -1).movedim(1, -1).flatten(0, 1)
+    error = codec.difference(found, target).flatten()
     order = torch.randperm(len(flat), generator=torch.Generator().manual_seed(seed))
     some = order[:_RANKED].sort().values
-    if codec.channels == 2:
-        distance = confidence_table(codec)[tuple(flat[some].long().unbind(-1))]
-    else:
-        distance = codec.line.project(flat[some].double() / codec.top)[1].float()
-    return _rounded(flat[order[:_DRAWN]].double() / codec.top), confidence_curve(error[some], distance)
+    _, distance = codec.line.project(flat[some])
+    return _rounded(flat[order[:_DRAWN]].double()), confidence_curve(error[some], distance)
 
 
 def _errors(found: Tensor, target: Tensor, codec: Codec, *, branches: bool = False) -> ErrorsRow:

@@ -192,17 +192,13 @@ def _noise_and_uncertainty(
         for batch in measured:
             direct = output_tensor(call(model, batch)).float()
             share = codec.share(codec.nearest(direct))
-            moved.append(_shorter(codec, codec.share(codec.nearest(output_tensor(call(student, batch)))) - share))
+            moved.append(codec.shorter(codec.share(codec.nearest(output_tensor(call(student, batch)))) - share))
             if labels:
                 if labels_of(batch) is None:
                     raise DataError("batches have no targets; give tuples (inputs, targets), or labels=False")
                 points = direct.repeat_interleave(codec.channels, 1)
-                off.append(_shorter(codec, share - codec.share(target_of(batch, points, codec))))
+                off.append(codec.shorter(share - codec.share(target_of(batch, points, codec))))
     return _robust(moved), _robust(off) if off else math.nan
-
-
-def _shorter(codec: Codec, apart: Tensor) -> Tensor:
-    return apart - apart.round() if codec.periodic else apart
 
 
 def _robust(errors: list[Tensor]) -> float:

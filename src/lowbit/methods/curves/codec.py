@@ -110,7 +110,7 @@ class Codec:
             if count := int(outside.sum()):
                 raise DataError(
                     f"{count} of {target.numel()} targets are outside {self._named()} ({target.min():g} to "
-                    f"{target.max():g}); give a wider range, or clip=True to let them count as its ends"
+                    f"{target.max():g}); give a wider range, or clip targets to it"
                 )
         return ((self._forward(self.nearest(target)) - low) / (high - low)).clamp(0, 1)
 
@@ -164,6 +164,10 @@ class Codec:
         low, high = self._ends(target)
         turns = apart / (high - low)
         return (turns - turns.round()) * (high - low)
+
+    def shorter(self, apart: Tensor) -> Tensor:
+        """Differences of shares, the shorter way round for periodic quantities."""
+        return apart - apart.round().detach() if self.periodic else apart
 
     def nearest(self, target: Tensor) -> Tensor:
         """Targets `[N, T, ...]`, or of those outside the range the nearest in it; periodic ones as they are."""

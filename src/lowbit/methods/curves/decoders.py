@@ -84,7 +84,7 @@ class Decoder(nn.Module):
             return total.float() / (self.channels * self.codec.top)
         if self.table is None:
             return arithmetic(self.codec, torch.stack([*parts], -1)).float() / STEPS
-        return (_looked_up(self.table, self._index(parts)).float() + _OFFSET) / STEPS
+        return (_looked_up(self.table.float(), self._index(parts)) + _OFFSET) / STEPS
 
     def _index(self, parts: Sequence[Tensor]) -> Tensor:
         return parts[0] * (self.codec.top + 1) + parts[1]

@@ -97,8 +97,8 @@ def fit_head(
 
     References:
         https://arxiv.org/abs/2405.14024: ``published`` with a = 1 and b = 25. Its task's own loss is |q - q'| here.
-        Differs from the paper: without the distance from the path and the decoded error, from a trained direct model and
-        with one widened layer, errors were five sixths, and with a snake five eighths (`benchmarks/curves.py`).
+        Differs from the paper: without the distance from the path and the decoded error, from a trained direct model
+        and with one widened layer, errors were five sixths, with a snake five eighths (`benchmarks/curves.py`).
     """
     if loss not in get_args(PointLoss):
         raise RecipeError(f"loss {loss!r} is unknown; expected one of {', '.join(get_args(PointLoss))}")
@@ -121,8 +121,7 @@ def fit_head(
         with torch.no_grad():
             for batch, target in zip(held, targets, strict=True):
                 share, _ = codec.project(output_tensor(call(current, batch)).float())
-                apart = share - codec.share(target)
-                apart = apart - apart.round() if codec.periodic else apart
+                apart = codec.shorter(share - codec.share(target))
                 total, count = total + float(apart.abs().double().sum()), count + apart.numel()
         return total / count
 
@@ -160,8 +159,7 @@ def point_loss(points: Tensor, target: Tensor, codec: Codec, kind: PointLoss = "
     if kind == "points":
         return F.smooth_l1_loss(points, wanted, beta=_KNEE)
     share, distance = codec.project(points)
-    apart = share - codec.share(target)
-    apart = apart - apart.round().detach() if codec.periodic else apart
+    apart = codec.shorter(share - codec.share(target))
     squared = (points - wanted).square().mean() * codec.channels
     return apart.abs().mean() + _POINT * (squared + _DISTANCE * distance.square().mean())
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, fx, nn
 
 from lowbit import graph
+from lowbit.batches import Batch, outputs_of
 from lowbit.errors import LayerError, RecipeError
 from lowbit.layers import CONVOLUTIONS, Quantized, replace, weighted_layers, widened_layer
 from lowbit.methods.curves.codec import Codec
@@ -154,6 +156,24 @@ def attach_decoder(model: nn.Module, decoder: Decoder) -> nn.Module:
     ended.recompile()
     note(ended, f"attach_decoder({decoder.codec.path}, {decoder.kind})")
     return ended
+
+
+def deployed_points(model: nn.Module, batches: Iterable[Batch]) -> Tensor:
+    """The points `[N, channels * T, ...]` that the decoder of a model reads, on the grid of its codes.
+
+    Raises:
+        LayerError: the model has no decoder.
+    """
+    decoder = next((module for module in model.modules() if isinstance(module, Decoder)), None)
+    if decoder is None:
+        raise LayerError(f"{type(model).__name__} has no decoder; give the result of attach_decoder")
+    found: list[Tensor] = []
+    handle = decoder.codes.register_forward_hook(lambda _, __, codes: found.append(codes / decoder.codes.top))
+    try:
+        outputs_of(model, batches)
+    finally:
+        handle.remove()
+    return torch.cat(found)
 
 
 def _last_layer(model: nn.Module) -> str:

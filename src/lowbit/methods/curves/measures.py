@@ -73,9 +73,7 @@ def flip_rate(found: Tensor, target: Tensor, codec: Codec) -> float:
     line = codec.line
     if not math.isfinite(line.spacing):
         return 0.0
-    apart = codec.share(codec.nearest(found)) - codec.share(codec.nearest(target))
-    if codec.periodic:
-        apart = apart - apart.round()
+    apart = codec.shorter(codec.share(codec.nearest(found)) - codec.share(codec.nearest(target)))
     return float((apart.abs() * line.length > line.spacing).double().mean())
 
 

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
 
 from lowbit.batches import Batch, Batches, call, labels_of, output_tensor, outputs_of
-from lowbit.errors import DataError, RecipeError
+from lowbit.errors import DataError, RecipeError, TrainingWarning
 from lowbit.methods.curves.choose import Choice, choose_path
 from lowbit.methods.curves.codec import Codec, TransformName, range_of
-from lowbit.methods.curves.fit import HeadFit, PointLoss, fit_head
+from lowbit.methods.curves.fit import HeadFit, PointLoss, fit_head, target_of
 from lowbit.methods.curves.heads import HeadsName, wrap_head
 from lowbit.methods.curves.paths import Fold, Path, Snake, parse_path
 from lowbit.recipe import Recipe
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from lowbit.training.loop import Fitting
 
 _ROOM = 0.01  # of the range, at either end, where it is found in the data
+_WORSE = 1.5  # times the direct model's error
 _MEASURED = 16  # batches that a path is chosen by
 
 
@@ -140,7 +143,31 @@ def curve_output(
         progress=progress,
         **fitting,
     )
+    _warn_where_worse(model, trained, codec, sample, labels)
     return trained, CurveOutput(codec, choice, fitted)
+
+
+def _warn_where_worse(model: nn.Module, trained: nn.Module, codec: Codec, sample: list[Batch], labels: bool) -> None:
+    """Warn of a head that did not learn to return points as well as the direct model returned quantities."""
+    errors, steps = [0.0, 0.0], 0
+    with torch.no_grad():
+        for batch in sample:
+            points, direct = output_tensor(call(trained, batch)), output_tensor(call(model, batch))
+            wanted = codec.share(codec.nearest(target_of(batch, points, codec, None if labels else model)))
+            found = codec.project(points.float())[0], codec.share(codec.nearest(direct.float()))
+            errors = [
+                sum_ + float(codec.shorter(one - wanted).abs().mean()) for sum_, one in zip(errors, found, strict=True)
+            ]
+            steps += 1
+    path, direct_error = (one / steps for one in errors)
+    if path > max(_WORSE * direct_error, 0.5 / codec.top):
+        warnings.warn(
+            f"on training data, the head that returns points is off by {path:.2%} of the range on average and the "
+            f"direct model by {direct_error:.2%}: train for longer or at a higher rate, or take a shorter path than "
+            f"{codec.path}",
+            TrainingWarning,
+            stacklevel=3,
+        )
 
 
 def _path(path: Path | str | None) -> Path:

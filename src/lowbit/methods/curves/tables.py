@@ -60,7 +60,8 @@ def learned_table(codec: Codec, points: Tensor, target: Tensor) -> Tensor:
 
     Args:
         codec: with a path in two channels.
-        points: what the network returns on calibration inputs `[N, 2 * T, ...]`, deployed (the codes are rounded here).
+        points: what the deployed network returns on calibration inputs `[N, 2 * T, ...]`, see
+            `lowbit.methods.curves.heads.deployed_points`.
         target: what it should have returned, `[N, T, ...]`.
 
     Returns:
