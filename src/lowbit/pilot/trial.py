@@ -41,7 +41,7 @@ from lowbit.layers import Quantized
 from lowbit.methods.distillation.run import Distillation
 from lowbit.methods.factorization.run import Factorization
 from lowbit.methods.search.run import Search
-from lowbit.pilot import curved, distilled, factorized, searched, statistics, trained
+from lowbit.pilot import compared, curved, distilled, factorized, searched, statistics, trained
 from lowbit.pilot.record import LayerRow, ObstacleRow, OutputRow, Score, Trial, VerificationRow, read
 from lowbit.pilot.spec import DistillSpec, FactorizeSpec, OutputSpec, SearchSpec
 from lowbit.post_training.levels import Level, post_train
@@ -267,7 +267,7 @@ def _output_row(
     if made.curved is None:
         return None
     found, reference = (torch.from_numpy(np.asarray(one, dtype=np.float32)) for one in outputs)
-    measured = curved.Measured(
+    measured = compared.Measured(
         model,
         student,
         _in_batches(data.train),
@@ -278,7 +278,7 @@ def _output_row(
         found,
         None if made.before is None else torch.from_numpy(np.asarray(made.before, dtype=np.float32)),
     )
-    return curved.row(task, made.curved, measured, seed=settings.seed, progress=progress)
+    return compared.row(task, made.curved, measured, seed=settings.seed, progress=progress)
 
 
 @dataclass(frozen=True)

@@ -130,7 +130,7 @@ def search(
     recipe: Recipe = Recipe(()),
     rule: Rule = Rule(),
     granularity: str | Sequence[str] = "layer",
-    sensitivity: SensitivityName = "fisher",
+    sensitivity: SensitivityName = "loss",
     controller: Controller = Controller(),
     start: Start = "knapsack",
     explore: float = 0.3,
