@@ -309,7 +309,7 @@ def test_a_killed_search_goes_on_to_the_same_result(
     assert all(torch.equal(v, again.state_dict()[n]) for n, v in whole.state_dict().items())
 
 
-@pytest.mark.parametrize("other", [{"sensitivity": "loss"}, {"explore": 0.6}, {"by": "policy"}])
+@pytest.mark.parametrize("other", [{"sensitivity": "fisher"}, {"explore": 0.6}, {"by": "policy"}])
 def test_the_folder_of_another_search_is_refused(other: Any, tmp_path: Path) -> None:
     searched(folder=tmp_path)
     with pytest.raises(TrainingError, match="holds a checkpoint of another run"):

@@ -27,7 +27,8 @@ from lowbit.errors import DataError, LowbitError, RecipeError
 from lowbit.layers import weighted_layers
 from lowbit.methods.curves.paths import Fold, Snake
 from lowbit.methods.curves.run import curve_output
-from lowbit.pilot import compared, curved, trial
+from lowbit.pilot import compared as controls
+from lowbit.pilot import curved, trial
 from lowbit.pilot.record import ComparedRow, OutputRow, Run, Trial, read
 from lowbit.pilot.run import run_pilot
 from lowbit.pilot.spec import OutputSpec, load_recipe, load_spec
@@ -399,14 +400,14 @@ def test_without_labels_errors_are_those_from_the_float_model(copied: tuple[Path
 
 def test_a_control_that_cannot_be_made_is_left_out(copied: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     project, folder = copied
-    make = compared._control
+    make = controls._control
 
     def control(what: str, *how: Any) -> Any:
         if what == "wide":
             raise RecipeError("no 16 bits <here>")
         return make(what, *how)
 
-    monkeypatch.setattr(compared, "_control", control)
+    monkeypatch.setattr(controls, "_control", control)
     rewrite(project, **variant(path="fold2"))
     run = measure(project, folder)
     assert row_of(run).left_out["wide"] == "no 16 bits <here>"
