@@ -141,6 +141,14 @@ class _Rewrite:
                 f"activations {quantizer_name!r}: no runtime computes with {fmt} activations; use int2 to int16, "
                 "or e4m3fn, e5m2, e4m3fnuz, e5m2fnuz, bf16, fp16, in the recipe"
             )
+        codes, step, zero = self.activation_codes(name, quantizer, x)
+        dequantized = self.emit("DequantizeLinear", [codes, step, zero], f"{name}.dequantize", output)
+        self.pairs[dequantized] = quantizer_name
+        return dequantized
+
+    def activation_codes(self, name: str, quantizer: Quantizer, x: str) -> tuple[str, str, str]:
+        """The codes of `x` in an integer format, their scale and zero point; the first half of a pair."""
+        fmt, scale = quantizer.format, quantizer.scale.detach().cpu().numpy().astype(np.float32)
         # the lowest code is stored as 0: behind a ReLU the zero point is 0, and nothing is left to clip
         kind = np.uint16 if fmt.bits > 8 else np.uint8
         x, *clamp = self.unclamped(x) if kind is np.uint8 else (x, -np.inf, np.inf)
@@ -154,9 +162,7 @@ class _Rewrite:
         if bounds != [0, np.iinfo(kind).max]:
             ends = [self.constant(f"{name}.{e}", kind(v)) for e, v in zip(("min", "max"), bounds, strict=True)]
             codes = self.emit("Clip", [codes, *ends], f"{name}.clipped")
-        dequantized = self.emit("DequantizeLinear", [codes, step, zero], f"{name}.dequantize", output)
-        self.pairs[dequantized] = quantizer_name
-        return dequantized
+        return codes, step, zero
 
     def unclamped(self, x: str) -> tuple[str, float, float]:
         """What a ReLU or clamp that only a quantizer reads gets, and its bounds, for the codes to be clipped instead.
@@ -377,9 +383,9 @@ class _Rewrite:
             self.marked[result] = name, False
             return
         if node.op_type == "Codes":
-            # the pair stays, with nothing behind it: runtimes drop it, and `verify` knows the codes by it
-            pair = self.activation(name, node.input[0])
-            codes = next(made.input[0] for made in reversed(self.nodes) if pair in made.output)
+            quantizer = self.frozen.get_submodule(name)
+            assert isinstance(quantizer, Quantizer)  # as above
+            codes, *_ = self.activation_codes(self.numbered(name), quantizer, node.input[0])
             self.emit("Cast", [codes], f"{name}.integers", result, to=TensorProto.INT32)
             return
         kept = result if result in self.outputs else ""

@@ -58,6 +58,7 @@ OUTPUT_TOLERANCES: dict[RuntimeName, float] = {"onnxruntime": 0.03, "openvino": 
 # what MatMulNBits may change at the outputs by rounding activations to int8, in the same unit; measured: 0.23 for one
 # transformer block; each layer adds .3 to .6 % rms of its outputs. Weights are compared without it, far more strictly
 BLOCK_TOLERANCE = 4.0
+_READ_CODES = ("DequantizeLinear", "Cast")  # a cast where codes are what is wanted, as in a table
 _NOT_FUSED = "all integers in the file, but the runtime did not fuse it"
 
 
@@ -276,7 +277,7 @@ def _watched(path: Path, written: Path, *, forced: bool) -> Path:
         if forced:
             graph.input.append(helper.make_tensor_value_info(f"forced.{tensor}", kinds[tensor], None))
             for node in graph.node:
-                if node.op_type == "DequantizeLinear" and node.input[0] == tensor:
+                if node.op_type in _READ_CODES and node.input[0] == tensor:
                     node.input[0] = f"forced.{tensor}"
         graph.output.append(helper.make_tensor_value_info(tensor, kinds[tensor], None))
     onnx.save(model, written)
@@ -362,7 +363,7 @@ def _code_tensors(graph: onnx.GraphProto) -> dict[str, str]:
     made = {o: n for n in graph.node for o in n.output}
     found: dict[str, str] = {}
     for node in graph.node:
-        maker = made.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
+        maker = made.get(node.input[0]) if node.op_type in _READ_CODES else None
         quantizes = made.get(maker.input[0]) if maker is not None and maker.op_type == "Clip" else maker
         if quantizes is not None and quantizes.op_type == "QuantizeLinear" and "#" not in quantizes.name:
             found.setdefault(quantizes.name.removesuffix(".codes"), node.input[0])
