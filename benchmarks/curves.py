@@ -441,7 +441,7 @@ def errors(task: Task, row: str, found: list[dict[str, Any]]) -> None:
         tell(f"{task.name}, {row}: flips", [100 * one["quantization"]["flips"] for one in found], "%")
     if found[0]["total"]["structure"] is not None:
         tell(f"{task.name}, {row}: structure", [one["total"]["structure"] for one in found], "")
-    if "sure97" in found[0]:
+    if all("sure97" in one for one in found):  # a direct output has no distance
         values = [task.scale * one["sure97"] for one in found]
         tell(f"{task.name}, {row}: total rmse of the 97 % nearest to the path", values, task.unit)
 

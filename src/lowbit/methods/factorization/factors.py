@@ -10,6 +10,7 @@ from typing import Literal, get_args
 
 import torch
 from safetensors.torch import load_file, save_file
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from lowbit import files
@@ -65,11 +66,12 @@ def solve(
         return _loaded(path, len(tensors))
     formats = formats_of(chain.kind, chain.weights, chain.middle)
     rank = chain.rank // len(tensors)
-    starts = [float_factors(x, rank, seed=seed) for x in tensors]
-    found = {
-        name: [_by(name, x, start, formats, seed) for x, start in zip(tensors, starts, strict=True)]
-        for name in _wanted(solver, compare)
-    }
+    with threadpool_limits(1):  # the matrices are small: with a second thread, it took twice as long
+        starts = [float_factors(x, rank, seed=seed) for x in tensors]
+        found = {
+            name: [_by(name, x, start, formats, seed) for x, start in zip(tensors, starts, strict=True)]
+            for name in _wanted(solver, compare)
+        }
     whole = sum(float(x.square().sum()) for x in tensors)
 
     def error(errors: Sequence[float]) -> float:
