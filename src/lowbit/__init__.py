@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from lowbit.methods.curves.codec import Codec as Codec
     from lowbit.methods.curves.decoders import Decoder as Decoder
     from lowbit.methods.curves.fit import fit_head as fit_head
+    from lowbit.methods.curves.heads import Encoded as Encoded
     from lowbit.methods.curves.heads import attach_decoder as attach_decoder
     from lowbit.methods.curves.heads import wrap_head as wrap_head
     from lowbit.methods.curves.measures import output_errors as output_errors
@@ -93,7 +94,7 @@ _HOMES = {
     "lowbit.methods.curves.codec": ("Codec",),
     "lowbit.methods.curves.decoders": ("Decoder",),
     "lowbit.methods.curves.fit": ("fit_head",),
-    "lowbit.methods.curves.heads": ("attach_decoder", "wrap_head"),
+    "lowbit.methods.curves.heads": ("Encoded", "attach_decoder", "wrap_head"),
     "lowbit.methods.curves.measures": ("output_errors",),
     "lowbit.methods.curves.run": ("CurveOutput", "curve_output"),
     "lowbit.methods.distillation.run": ("Distillation", "distill"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -321,9 +322,7 @@ def test_a_direct_model_is_teacher_enough(finder: nn.Module) -> None:
     assert float(apart.abs().median()) < 0.01
     student = lb.quantize(found, RECIPE)
     lb.calibrate(student, inputs, progress=False)
-    student, done = lb.distill(
-        student, Encoded(finder, made.codec).eval(), inputs, loss="mse", epochs=2, progress=False
-    )
+    student, done = lb.distill(student, Encoded(finder, made.codec), inputs, loss="mse", epochs=2, progress=False)
     assert done.after > 0.9
 
 
@@ -349,10 +348,10 @@ def test_the_verb_chooses_trains_and_resumes(finder: nn.Module, tmp_path: Path) 
     assert made == again
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
     low, high = made.codec.low, made.codec.high
-    assert isinstance(low, tuple)
-    assert isinstance(high, tuple)
-    assert -0.02 < low[0] < 0
-    assert 1 < high[0] < 1.02
+    assert isinstance(low, float)
+    assert isinstance(high, float)
+    assert -0.02 < low < 0
+    assert 1 < high < 1.02
     assert (tmp_path / "log.jsonl").exists()
     folded, made = lb.curve_output(finder, batches, path="fold4", progress=False)
     assert made.fit is None
@@ -363,7 +362,7 @@ def test_the_verb_chooses_trains_and_resumes(finder: nn.Module, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("noise", "uncertainty", "path"),
     [
-        (0.0, math.nan, "snake40"),  # the steps of the output alone
+        (0.0, 0.0, "snake40"),  # the steps of the output alone
         (0.02, math.nan, None),  # theory: t = .02 takes branches .14 apart
         (0.002, 0.004, "snake9"),
         (0.002, 0.015, None),  # the network's own error is all that counts
@@ -516,6 +515,93 @@ def test_an_untraceable_model_and_other_runtimes_read_the_table(runtime: str, tm
     found = lb.verify(exported, [x], progress=False, runtime=runtime)  # type: ignore[arg-type]
     assert found.same_codes > 0.98
     assert lb.output_errors(exported.model(x), codec.decode(deployed_points(ready, [x])), codec).mae < 1e-3
+
+
+def test_without_labels_nothing_is_known_of_the_whole_error() -> None:
+    choice = choice_for(0.0005, math.nan, lb.Codec(0.0, 1.0))
+    assert choice.codec is not None
+    assert str(choice.codec.path) == "snake8"
+    assert "all of it" not in choice.reason
+    assert choice.chosen is not None
+    assert math.isnan(choice.chosen.total_gain)
+
+
+def test_a_head_is_never_left_worse_than_its_start(finder: nn.Module) -> None:
+    codec = lb.Codec(0.0, 1.0, Fold(1))
+    start = lb.wrap_head(finder, codec)
+    kept, fitted = lb.fit_head(start, codec, [spectra(64, 1)] * 3, epochs=1, rate=1.0, progress=False)
+    assert fitted.best == 0
+    assert fitted.after == fitted.before
+    assert all(torch.equal(a, b) for a, b in zip(kept.parameters(), start.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("transform", ["log", "inverse"])
+def test_the_start_is_the_best_affine_guess(transform: str) -> None:
+    codec = lb.Codec(1.0, 60.0, Snake(4), transform=transform)  # type: ignore[arg-type]
+    quantity = codec.quantity(torch.linspace(0, 1, 2000)[:, None])
+    wanted = codec.encode(quantity)
+    with torch.no_grad():
+        found = lb.wrap_head(nn.Sequential(nn.Identity(), identity()), codec)(quantity)
+    for column, target in zip(found.T, wanted.T, strict=True):
+        design = torch.stack([quantity[:, 0], torch.ones(2000)], 1).double()
+        best = torch.linalg.lstsq(design, target.double()[:, None]).solution
+        residual = (design @ best)[:, 0] - target
+        assert float((column - target).square().mean()) == pytest.approx(float(residual.square().mean()), rel=0.02)
+
+
+def identity() -> nn.Module:
+    layer = nn.Linear(1, 1)
+    with torch.no_grad():
+        layer.weight.fill_(1)
+        layer.bias.fill_(0)
+    return layer
+
+
+def test_a_wrapped_student_has_no_quantizer_for_quantities_behind_its_head() -> None:
+    model, x = net(dense=True), images()
+    codec = around(model, x, Snake(4))
+    student = lb.quantize(model, RECIPE)
+    lb.calibrate(student, [x], progress=False)
+    wrapped = lb.wrap_head(student, codec)
+    assert len(wrapped(x).unique()) > 256  # float points
+
+
+def test_a_named_head_is_used_throughout_and_checked(finder: nn.Module) -> None:
+    torch.manual_seed(0)
+    x = torch.rand(256, 3)
+    batches = [(x, Untraceable().head(x).detach())] * 4
+    _, made = lb.curve_output(Untraceable(), batches, RECIPE, head="head", epochs=1, progress=False)
+    assert made.choice is not None
+    with pytest.raises(LayerError, match="returns the output of '4', not of '0'"):
+        lb.wrap_head(finder, lb.Codec(0.0, 1.0), head="0")
+
+
+def test_choosing_leaves_the_model_in_its_mode(finder: nn.Module) -> None:
+    model = copy.deepcopy(finder).train()
+    lb.choose_path(model, [spectra(64, seed) for seed in (1, 2, 3)], lb.Codec(0.0, 1.0, clip=True), RECIPE)
+    assert model.training
+
+
+def test_periods_and_ranges_are_given_where_data_cannot_tell(finder: nn.Module) -> None:
+    with pytest.raises(RecipeError, match="one period"):
+        lb.curve_output(finder, [spectra(64, 1)] * 2, path="moore3", progress=False)
+    with pytest.raises(DataError, match="outside"):
+        lb.curve_output(finder, [spectra(64, 1)] * 2, path="fold4", low=0.4, high=0.6, progress=False)
+    with pytest.raises(RecipeError, match="rate has no effect"):
+        lb.curve_output(finder, [spectra(64, 1)] * 2, path="fold4", rate=0.1, progress=False)
+    with pytest.raises(LayerError, match="returns 1 quantities, the range is of 2"):
+        lb.wrap_head(finder, lb.Codec((0.0, 0.0), (1.0, 1.0)))
+    ordered = [(x, y) for y in torch.linspace(0, 1, 40) for x in [spectra(8, 1)[0]] for y in [y.expand(8, 1)]]
+    _, made = lb.curve_output(finder, lambda _: iter(ordered), path="fold4", progress=False)
+    assert made.codec is not None
+    assert made.codec.high == pytest.approx(1.01)  # of a whole epoch
+
+
+def test_codecs_read_names_and_lists() -> None:
+    codec = lb.Codec([0.0, 1.0], [1.0, 2.0], "snake6")  # type: ignore[arg-type]
+    assert codec == lb.Codec((0.0, 1.0), (1.0, 2.0), Snake(6))
+    with pytest.raises(RecipeError, match="2 to 8, or 16"):
+        lb.Codec(0.0, 1.0, Fold(4), bits=12)
 
 
 def test_a_head_that_did_not_learn_is_told(finder: nn.Module) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lowbit.batches import Batches, outputs_of
 from lowbit.errors import LowbitError
+from lowbit.layers import weighted_layers
 from lowbit.methods.curves.choose import Choice
 from lowbit.methods.curves.codec import Codec
 from lowbit.methods.curves.decoders import Decoder
@@ -151,7 +152,8 @@ def _controls(
             left_out[what] = _NOT_TRAINED if made.fit is None else _NOT_DIRECT
             continue
         try:
-            network = wrap_head(measured.model, codec)
+            head = curved.spec.head if curved.spec.head in weighted_layers(measured.model) else None
+            network = wrap_head(measured.model, codec, head=head)
             if what == "trained":
                 folder = prepared(task, task.fingerprint, OUTPUT) / what
                 network, _ = fit_head(

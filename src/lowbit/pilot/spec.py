@@ -23,7 +23,7 @@ from lowbit.methods.curves.codec import Codec, TransformName
 from lowbit.methods.curves.decoders import DecoderName
 from lowbit.methods.curves.fit import PointLoss
 from lowbit.methods.curves.heads import HeadsName
-from lowbit.methods.curves.paths import Fold, Snake, parse_path
+from lowbit.methods.curves.paths import Fold, Moore, Snake, parse_path
 from lowbit.methods.curves.paths import Path as Curve
 from lowbit.methods.factorization import choices as chains
 from lowbit.methods.search.run import Strategy
@@ -432,6 +432,8 @@ class CurveSpec(_Section):
             replace(codec, transform=self.transform)
         except RecipeError as error:
             raise _wrong(str(error)) from None
+        if isinstance(curve, Moore) and self.low is None:
+            raise _wrong(f"{curve} is for periodic quantities; give low and high, one period")
         if isinstance(curve, Fold) and (self.heads != "shared" or self.transform != "linear"):
             raise _wrong(f"{curve} is what a linear layer does by itself; leave heads and transform out")
         if self.heads == "separate" and self.head is None:

@@ -19,6 +19,7 @@ References:
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -91,6 +92,7 @@ def choose_path(
     recipe: Recipe,
     *,
     labels: bool = True,
+    head: str | None = None,
     progress: bool = True,
 ) -> Choice:
     """The path that makes the most of 8-bit outputs of `model`, or the advice to stay with a direct output.
@@ -101,7 +103,9 @@ def choose_path(
             network was trained on makes it look surer than it is: give other data.
         codec: range, transform and bits; of its path the kind counts, a snake, Hilbert or Moore curve.
         recipe: how the network will be quantized.
-        labels: whether targets tell how sure the network is. Without, it is taken to be as sure as its own teacher.
+        labels: whether targets tell how sure the network is. Without, no path longer than the
+            default one is chosen, which serves most networks, and nothing is said of all of the error.
+        head: the model's last layer, see `wrap_head`.
         progress: show a bar on a terminal.
 
     Raises:
@@ -115,7 +119,7 @@ def choose_path(
     if len(given) < 2:
         raise DataError(f"got {len(given)} batches, expected at least 2: one measures and the others calibrate")
     measured, rest = given[::8], [batch for i, batch in enumerate(given) if i % 8]
-    noise, uncertainty = _noise_and_uncertainty(model, measured, rest, codec, recipe, labels, progress)
+    noise, uncertainty = _noise_and_uncertainty(model, measured, rest, codec, recipe, labels, head, progress)
     return choice_for(noise, uncertainty, codec)
 
 
@@ -123,8 +127,9 @@ def choice_for(noise: float, uncertainty: float, codec: Codec) -> Choice:
     """The choice for a known network noise n and uncertainty s (NaN: unknown), as shares of the range."""
     step = 1 / codec.top
     channel = math.hypot(noise, step / math.sqrt(12))
-    own = 0.0 if math.isnan(uncertainty) else uncertainty
-    candidates = tuple(_candidate(path, channel, own, step) for path in _sizes_of(codec.path, channel, codec.top))
+    candidates = tuple(
+        _candidate(path, channel, uncertainty, step) for path in _sizes_of(codec.path, channel, codec.top)
+    )
     fitting = [one for one in candidates if not one.why_not]
     kept = max(fitting, key=lambda one: one.length, default=None)
     told = f"noise {noise:.2e}, with the output's steps {channel:.2e}" + (
@@ -133,6 +138,8 @@ def choice_for(noise: float, uncertainty: float, codec: Codec) -> Choice:
     if kept is None:
         shortest = min(candidates, key=lambda one: one.length)
         reason = f"the direct output stays: {shortest.path} {shortest.why_not}; {told}"
+    elif math.isnan(uncertainty):
+        reason = f"{kept.path}: the error of quantization up to {kept.gain:.1f} times smaller; {told}"
     elif kept.gain < _LEAST_GAIN or kept.total_gain < _LEAST_TOTAL_GAIN:
         reason = (
             f"the direct output stays: the best path, {kept.path}, would make the error of quantization up to "
@@ -151,10 +158,12 @@ def choice_for(noise: float, uncertainty: float, codec: Codec) -> Choice:
 
 def _candidate(path: Path, channel: float, own: float, step: float) -> Candidate:
     length, apart = polyline(path).length, spacing(path)
-    total = math.hypot(own, channel) / math.hypot(own, channel / length)
+    total = math.hypot(own, channel) / math.hypot(own, channel / length)  # NaN where nobody knows
     why_not = ""
     if apart <= _APART * channel:
         why_not = f"has branches {apart:.3f} apart, and noise needs {_APART * channel:.3f}"
+    elif math.isnan(own) and length > polyline(type(path)()).length * 1.1:
+        why_not = "is for a network that is known to be sure enough, which takes labels"
     elif length * own >= apart / _SURE:
         why_not = f"would need a network that is sure to {apart / _SURE / length:.2e} of the range"
     elif apart <= step:
@@ -180,11 +189,13 @@ def _noise_and_uncertainty(
     codec: Codec,
     recipe: Recipe,
     labels: bool,
+    head: str | None,
     progress: bool,
 ) -> tuple[float, float]:
     """How far quantization moves the direct output, and how far the float one is off, as shares of the range."""
     fine = replace(codec, path=Fold(_FINE), transform="linear", clip=True)
-    student = quantize(wrap_head(model.eval(), fine), recipe)
+    model = copy.deepcopy(model).eval()
+    student = quantize(wrap_head(model, fine, head=head), recipe)
     calibrate(student, rest, progress=progress)
     student = attach_decoder(student, Decoder(fine))
     moved, off = [], []

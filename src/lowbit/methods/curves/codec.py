@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lowbit.errors import DataError, RecipeError
-from lowbit.methods.curves.paths import Fold, Moore, Path, Polyline, Snake, polyline, spacing
+from lowbit.methods.curves.paths import Fold, Moore, Path, Polyline, Snake, parse_path, polyline, spacing
 
 TransformName = Literal["linear", "log", "inverse"]
 _SLACK = 1e-6  # of the range: float32 targets at its ends are inside
@@ -27,10 +27,10 @@ class Codec:
     Args:
         low, high: the range of the quantity, one for all or one for each of the T. For a closed path (`Moore`) it is
             one period, and targets go round.
-        path: see `lowbit.methods.curves.paths`.
+        path: see `lowbit.methods.curves.paths`; or its name.
         transform: what is spread evenly along the path: the quantity, its logarithm, or its inverse.
         clip: whether targets outside the range count as its ends, instead of being an error.
-        bits: of a channel's code in the deployed network; up to 16 for a fold, else up to 8.
+        bits: of a channel's code in the deployed network, 2 to 8; 16 for a fold too.
 
     Raises:
         RecipeError: no range, or a path whose branches are closer than the codes of a channel.
@@ -44,6 +44,11 @@ class Codec:
     bits: int = 8
 
     def __post_init__(self) -> None:
+        for name in ("low", "high"):
+            if not isinstance(end := getattr(self, name), (int, float)):
+                object.__setattr__(self, name, tuple(end))
+        if isinstance(self.path, str):
+            object.__setattr__(self, "path", parse_path(self.path))
         if self.transform not in get_args(TransformName):
             raise RecipeError(
                 f"transform {self.transform!r} is unknown; expected one of {', '.join(get_args(TransformName))}"
@@ -61,9 +66,8 @@ class Codec:
                 raise RecipeError(f"transform {self.transform!r} needs a range above 0, got {low:g} to {high:g}")
         if self.transform != "linear" and isinstance(self.path, Moore):
             raise RecipeError(f"{self.path} is for periodic quantities, which have no {self.transform}; use 'linear'")
-        most = 16 if isinstance(self.path, Fold) else 8
-        if not 2 <= self.bits <= most:
-            raise RecipeError(f"bits is {self.bits}, expected 2 to {most}, those of an output channel of {self.path}")
+        if not (2 <= self.bits <= 8 or (self.bits == 16 and isinstance(self.path, Fold))):
+            raise RecipeError(f"bits is {self.bits}, expected 2 to 8, or 16 for a fold; the path is {self.path}")
         if spacing(self.path) <= 1 / self.top:
             raise RecipeError(
                 f"{self.path}: its branches are {spacing(self.path):.2g} apart, and {self.bits}-bit codes "

@@ -55,6 +55,10 @@ class Decoder(nn.Module):
             raise RecipeError(reason)
         if folds and kind == "table":
             raise RecipeError(f"{codec.path} is decoded by a sum; leave kind and table out")
+        if table is not None and (table.is_floating_point() or int(table.min()) < 0 or int(table.max()) > STEPS):
+            raise RecipeError(
+                f"a table holds whole numbers from 0 to {STEPS}; got {table.dtype}, {table.min()} to {table.max()}"
+            )
         if table is not None and (kind != "table" or table.shape != (codec.top + 1,) * 2):
             raise RecipeError(f"a table of {list(table.shape)} does not fit {codec.path} with decoder {kind!r}")
         self.codec, self.kind, self.channels = codec, kind, codec.channels

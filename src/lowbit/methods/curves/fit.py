@@ -37,7 +37,10 @@ _POINT, _DISTANCE = 1.0, 25.0  # the paper's a and b
 
 @dataclass(frozen=True)
 class HeadFit:
-    """How a head was trained. `before` and `after` are mean errors on held-out data, as shares of the range."""
+    """How a head was trained. `before` and `after` are mean errors on held-out data, as shares of the range.
+
+    `best` is 0 where no epoch was better than the start, which was kept.
+    """
 
     loss: PointLoss
     taught: bool
@@ -129,7 +132,7 @@ def fit_head(
         points = output_tensor(call(current, batch)).float()
         return point_loss(points, target_of(batch, points, codec, teacher), codec, loss)
 
-    before = error(model)
+    before, start = error(model), copy.deepcopy(model.state_dict())
     about: dict[str, object] = {
         **{"codec": repr(codec), "loss": loss, "batch_size": batch_size, "taught": teacher is not None},
         "held out": hash_of(targets),
@@ -149,7 +152,11 @@ def fit_head(
         **fitting,
     )
     note(model, f"fit_head({codec.path}, loss={loss}, epochs={epochs}, seed={seed})")
-    result = HeadFit(loss, teacher is not None, fitted.epochs, fitted.best, before, error(model))
+    after, best = error(model), fitted.best
+    if not after < before:
+        model.load_state_dict(start)
+        after, best = before, 0
+    result = HeadFit(loss, teacher is not None, fitted.epochs, best, before, after)
     return model.to(home), result
 
 

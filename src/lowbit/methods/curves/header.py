@@ -7,7 +7,7 @@ from torch import Tensor
 from lowbit.errors import RecipeError
 from lowbit.methods.curves.arithmetic import STEPS, why_no_arithmetic
 from lowbit.methods.curves.codec import Codec
-from lowbit.methods.curves.paths import Snake
+from lowbit.methods.curves.paths import Fold, Snake
 from lowbit.methods.curves.tables import table_of
 
 
@@ -20,6 +20,8 @@ def c_header(codec: Codec, *, name: str = "curve", table: Tensor | None = None) 
     Raises:
         RecipeError: a path with another number of channels than two, or a name that C does not take.
     """
+    if isinstance(codec.path, Fold):
+        raise RecipeError(f"{codec.path} is decoded by a sum, which needs no table; write it where it is used")
     if not name.isidentifier() or not name.isascii():
         raise RecipeError(f"name {name!r} is no C identifier; use letters, digits and _")
     values = table_of(codec) if table is None else table

@@ -42,6 +42,7 @@ class Encoded(nn.Module):
     def __init__(self, model: nn.Module, codec: Codec) -> None:
         super().__init__()
         self.model, self.codec = model, codec
+        self.train(model.training)
 
     def forward(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
         """Points `[N, channels * T, ...]` of the model's quantities `[N, T, ...]`."""
@@ -69,11 +70,12 @@ def wrap_head(
 
     The last layer becomes several layers beside each other, and starts as the affine functions of the quantity that
     come closest to the coordinates. For a fold they are the coordinates, so nothing has to be trained; any other path
-    has to be learned, see `lowbit.methods.curves.run.fit_head`.
+    has to be learned, see `lowbit.methods.curves.fit.fit_head`.
 
     Args:
         model: returns quantities `[N, T, ...]`, straight from its last layer, a Linear one or a convolution. A student
-            of `quantize` too: a fold keeps its codes; a path then is to be distilled from ``Encoded(teacher, codec)``.
+            of `quantize` too: a fold keeps its codes where scales can take its factors up; a path then is to be
+            distilled from ``Encoded(teacher, codec)``.
         codec: the path and the range; its channels make the new outputs `[N, channels * T, ...]`.
         heads: ``shared`` widens the last layer. ``separate`` copies the module `head` for each coordinate.
             ``published`` makes for each a 3x3 convolution to 32 channels, ReLU and a 1x1 convolution, or two Linear
@@ -96,6 +98,8 @@ def wrap_head(
         )
     wrapped = copy.deepcopy(model)
     name = _last_layer(wrapped) if head is None else head
+    if head is not None:
+        _check_is_last(wrapped, head)
     try:
         last = wrapped.get_submodule(name)
     except AttributeError:
@@ -103,7 +107,7 @@ def wrap_head(
     match heads:
         case "shared":
             outputs = _outputs(name, last)
-            new: nn.Module = widened_layer(name, last, *_first_guess(codec, outputs))
+            new: nn.Module = widened_layer(name, last, *_first_guess(codec, name, outputs))
         case "separate":
             new = Heads([copy.deepcopy(last) for _ in range(codec.channels)])
             if isinstance(wrapped, fx.GraphModule):
@@ -112,7 +116,7 @@ def wrap_head(
             new = Heads(_published(name, last, codec.channels, seed))
     wrapped = replace(wrapped, last, new.train(last.training))
     if isinstance(wrapped, fx.GraphModule):
-        wrapped.recompile()
+        _free_output(wrapped)  # its range was that of quantities
     note(wrapped, f"wrap_head({codec.path}, heads={heads})")
     return wrapped
 
@@ -140,14 +144,7 @@ def attach_decoder(model: nn.Module, decoder: Decoder) -> nn.Module:
             decoded.meta = {**kept}  # type: ignore[assignment]
         note(decoded, f"attach_decoder({decoder.codec.path}, {decoder.kind})")
         return decoded
-    returned = next(node for node in reversed(ended.graph.nodes) if node.op == "output")
-    read = returned.args[0]
-    if not isinstance(read, fx.Node):
-        raise LayerError(f"{type(model).__name__} returns several things; a decoder reads one tensor of points")
-    if isinstance(_module(ended, read), Quantizer) and len(read.users) == 1:
-        path, read = str(read.target), read.args[0]
-        graph.remove(ended, path)
-        assert isinstance(read, fx.Node)
+    returned, read = _free_output(ended)
     ended.add_submodule("decoder", decoder)
     with ended.graph.inserting_after(read):
         decoded_node = ended.graph.call_module("decoder", (read,))
@@ -156,6 +153,23 @@ def attach_decoder(model: nn.Module, decoder: Decoder) -> nn.Module:
     ended.recompile()
     note(ended, f"attach_decoder({decoder.codec.path}, {decoder.kind})")
     return ended
+
+
+def _free_output(student: fx.GraphModule) -> tuple[fx.Node, fx.Node]:
+    """Take the quantizer of the output away; the output node, and what it returns.
+
+    Raises:
+        LayerError: the student returns several things.
+    """
+    returned = next(node for node in reversed(student.graph.nodes) if node.op == "output")
+    read = returned.args[0]
+    if not isinstance(read, fx.Node):
+        raise LayerError("the student returns several things; a decoder reads one tensor of points")
+    if isinstance(_module(student, read), Quantizer) and len(read.users) == 1:
+        path, read = str(read.target), read.args[0]
+        graph.remove(student, path)
+        assert isinstance(read, fx.Node)
+    return returned, read
 
 
 def deployed_points(model: nn.Module, batches: Iterable[Batch]) -> Tensor:
@@ -196,9 +210,17 @@ def _last_layer(model: nn.Module) -> str:
         what = getattr(returned.target, "__name__", returned.target)
         raise LayerError(
             f"{type(model).__name__} ends in {what!r}, expected a Linear layer or a convolution; return the layer's "
-            "own output, or name with head='...' the module that makes it"
+            "own output, without what follows"
         )
     return str(returned.target)
+
+
+def _check_is_last(model: nn.Module, head: str) -> None:
+    """Raise where a layer that is named is not what a model that can be traced returns."""
+    layers = weighted_layers(model)
+    traced = model if isinstance(model, fx.GraphModule) else graph.trace(copy.deepcopy(model).eval())
+    if head in layers and not isinstance(traced, str) and (last := _last_layer(model)) != head:
+        raise LayerError(f"{type(model).__name__} returns the output of {last!r}, not of {head!r}; leave head out")
 
 
 def _module(traced: fx.GraphModule, node: fx.Node) -> nn.Module | None:
@@ -216,20 +238,24 @@ def _outputs(name: str, layer: nn.Module) -> int:
     return outputs
 
 
-def _first_guess(codec: Codec, outputs: int) -> tuple[Tensor, Tensor]:
+def _first_guess(codec: Codec, name: str, outputs: int) -> tuple[Tensor, Tensor]:
     """Factors and offsets `[channels, T]` that make coordinates of quantities, as far as affine functions can."""
-    low, high = (torch.tensor(one, dtype=torch.float64).reshape(-1).expand(outputs) for one in (codec.low, codec.high))
+    ends = [torch.tensor(one, dtype=torch.float64).reshape(-1) for one in (codec.low, codec.high)]
+    if any(len(end) not in (1, outputs) for end in ends):
+        raise LayerError(
+            f"layer {name!r} returns {outputs} quantities, the range is of {max(map(len, ends))}; give low and high "
+            "one number, or one for each"
+        )
     if isinstance(codec.path, Fold):
+        low, high = (end.expand(outputs) for end in ends)
         copies = codec.path.copies
-        slopes, starts = torch.full((copies,), float(copies)).double(), -torch.arange(copies).double()
-    else:
-        q = torch.linspace(0, 1, _FITTED, dtype=torch.float64)
-        coordinates = codec.line.point(q)
-        centered = q - q.mean()
-        slopes = (centered[:, None] * coordinates).sum(0) / centered.square().sum()
-        starts = coordinates.mean(0) - slopes * q.mean()
-    factors = slopes[:, None] / (high - low)
-    return factors.float(), (starts[:, None] - factors * low).float()
+        factors = (copies / (high - low)).expand(copies, outputs)
+        return factors.float(), (-torch.arange(copies)[:, None] - factors * low).float()
+    q = torch.linspace(0, 1, _FITTED, dtype=torch.float64)
+    quantity, coordinates = codec.quantity(q[:, None].expand(-1, outputs)), codec.line.point(q)
+    centered = quantity - quantity.mean(0)
+    factors = (centered[:, None] * coordinates[:, :, None]).sum(0) / centered.square().sum(0)
+    return factors.float(), (coordinates.mean(0)[:, None] - factors * quantity.mean(0)).float()
 
 
 def _published(name: str, layer: nn.Module, channels: int, seed: int) -> list[nn.Module]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path as FilePath
@@ -20,7 +20,7 @@ from lowbit.methods.curves.choose import Choice, choose_path
 from lowbit.methods.curves.codec import Codec, TransformName, range_of
 from lowbit.methods.curves.fit import HeadFit, PointLoss, fit_head, target_of
 from lowbit.methods.curves.heads import HeadsName, wrap_head
-from lowbit.methods.curves.paths import Fold, Path, Snake, parse_path
+from lowbit.methods.curves.paths import Fold, Moore, Path, Snake, parse_path
 from lowbit.recipe import Recipe
 from lowbit.training.samples import Augment
 
@@ -112,21 +112,29 @@ def curve_output(
     if (low is None) != (high is None):
         raise RecipeError("give both low and high, or neither to find the range in the targets")
     if low is None or high is None:
-        everything = given if given is not None else sample
+        if isinstance(_path(path), Moore):
+            raise RecipeError(f"{path} is for periodic quantities; give low and high, one period")
+        everything = given if given is not None else batches(1)  # type: ignore[operator]
         low, high = _with_room(*range_of(_targets(model, everything, labels)), transform)
         clip_targets = True if clip_targets is None else clip_targets
+        low, high = (end[0] if len(end) == 1 else end for end in (low, high))
     codec = Codec(low, high, _path(path), transform, clip=not labels if clip_targets is None else clip_targets)
     choice = None
     if path is None:
         if recipe is None:
             raise RecipeError("a path is chosen by the noise of the quantized network; give a recipe, or a path")
         measured = sample if calibration is None else list(calibration)
-        choice = choose_path(model, measured, codec, recipe, labels=labels, progress=progress)
+        choice = choose_path(model, measured, codec, recipe, labels=labels, head=head, progress=progress)
         if choice.codec is None:
             return model, CurveOutput(None, choice, None)
         codec = choice.codec
     wrapped = wrap_head(model, codec, heads=heads, head=head, seed=seed)
     if isinstance(codec.path, Fold):
+        if fitting:
+            raise RecipeError(f"{codec.path} is not trained, so {', '.join(fitting)} has no effect; leave it out")
+        if labels:
+            for target in _targets(model, sample, labels):
+                codec.share(target)
         return wrapped, CurveOutput(codec, choice, None)
     trained, fitted = fit_head(
         wrapped,
@@ -176,17 +184,15 @@ def _path(path: Path | str | None) -> Path:
     return parse_path(path) if isinstance(path, str) else path
 
 
-def _targets(model: nn.Module, batches: list[Batch], labels: bool) -> list[Tensor]:
-    if not labels:
-        return outputs_of(model, batches)
-    first = output_tensor(call(model, batches[0]))
-    found = []
+def _targets(model: nn.Module, batches: Batches, labels: bool) -> Iterator[Tensor]:
+    """Targets `[N, T, ...]`, batch by batch: labels, or what the model returns."""
+    dimensions = 0
     for batch in batches:
-        target = labels_of(batch)
+        target = labels_of(batch) if labels else outputs_of(model, [batch])[0]
         if target is None:
             raise DataError("some batches have no targets; give tuples (inputs, targets), or labels=False")
-        found.append(target.float().unsqueeze(1) if target.dim() == first.dim() - 1 else target.float())
-    return found
+        dimensions = dimensions or (outputs_of(model, [batch])[0].dim() if labels else target.dim())
+        yield target.float().unsqueeze(1) if target.dim() == dimensions - 1 else target.float()
 
 
 def _with_room(
