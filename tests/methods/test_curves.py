@@ -517,6 +517,20 @@ def test_an_untraceable_model_and_other_runtimes_read_the_table(runtime: str, tm
     assert lb.output_errors(exported.model(x), codec.decode(deployed_points(ready, [x])), codec).mae < 1e-3
 
 
+def test_noise_in_front_of_the_head_is_for_training_alone(finder: nn.Module) -> None:
+    codec, data = lb.Codec(0.0, 1.0, Snake(4)), [spectra(512, seed) for seed in (1, 2)]
+    start = lb.wrap_head(finder, codec)
+    plain, noisy, again = (
+        lb.fit_head(start, codec, data, epochs=2, noise=noise, progress=False)[0] for noise in (0.0, 0.5, 0.5)
+    )
+    x = data[0][0]
+    assert torch.equal(noisy(x), again(x))
+    assert not torch.equal(noisy(x), plain(x))
+    assert not any(module._forward_pre_hooks for module in noisy.modules())
+    with pytest.raises(RecipeError, match="noise is -1"):
+        lb.fit_head(start, codec, data, noise=-1, progress=False)
+
+
 def test_without_labels_nothing_is_known_of_the_whole_error() -> None:
     choice = choice_for(0.0005, math.nan, lb.Codec(0.0, 1.0))
     assert choice.codec is not None

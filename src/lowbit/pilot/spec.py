@@ -397,7 +397,7 @@ class FactorizeSpec(_Augmented):
         return same.model_dump(mode="json", exclude={"budget", "tolerance", "layers", *idle})
 
 
-_OF_TRAINING = {*_Fitted.model_fields, "loss"}
+_OF_TRAINING = {*_Fitted.model_fields, "loss", "noise"}
 
 
 class CurveSpec(_Section):
@@ -464,6 +464,7 @@ class OutputSpec(CurveSpec, _Fitted):
     labels: bool | None = None
     epochs: int = Field(default=10, ge=1)
     loss: PointLoss = "points"
+    noise: NotNegative = 0.0
     controls: bool = True
 
     @model_validator(mode="after")

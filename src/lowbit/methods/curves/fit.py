@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
@@ -16,6 +17,7 @@ from lowbit.batches import Batch, Batches, call, labels_of, output_tensor
 from lowbit.errors import DataError, RecipeError, TrainingError
 from lowbit.methods.curves.codec import Codec
 from lowbit.methods.curves.decoders import Decoder
+from lowbit.methods.curves.heads import Heads, last_layer
 from lowbit.quantization import note
 from lowbit.quantizer import Quantizer
 from lowbit.training.keeping import Epoch
@@ -65,6 +67,8 @@ def fit_head(
     teacher: nn.Module | None = None,
     epochs: int = 10,
     loss: PointLoss = "points",
+    noise: float = 0.0,
+    head: str | None = None,
     held_out: Batches | None = None,
     batch_size: int = 64,
     augment: Augment | None = None,
@@ -85,6 +89,8 @@ def fit_head(
         epochs: how often to go through them.
         loss: ``points`` is the smooth L1 distance between points. ``published`` adds the error of the decoded number
             and the squared distance from the path, |q - q'| + |p - p'|^2 + 25 r^2.
+        noise: standard deviation of normal noise that training adds to what the head reads.
+        head: the name of the head, which only noise at a model that cannot be traced needs.
         held_out: what chooses the best epoch; by default every sixteenth batch, which then trains nothing.
         batch_size: samples a step.
         augment: changes a batch at every step; with a teacher alone.
@@ -99,7 +105,8 @@ def fit_head(
         TrainingError: a loss that is not finite, a quantized model, or a teacher in train mode.
 
     References:
-        https://arxiv.org/abs/2405.14024: ``published`` with a = 1 and b = 25. Its task's own loss is |q - q'| here.
+        https://arxiv.org/abs/2405.14024: ``published`` with a = 1 and b = 25, and a noise of 0.02. Its task's own loss is
+            |q - q'| here.
         Differs from the paper: without the distance from the path and the decoded error, from a trained direct model
         and with one widened layer, errors were five sixths, with a snake five eighths (`benchmarks/curves.py`).
     """
@@ -109,6 +116,8 @@ def fit_head(
         raise TrainingError("fit_head trains float models without a decoder; distill a student from Encoded(teacher)")
     if teacher is not None and any(module.training for module in teacher.modules()):
         raise TrainingError("the teacher is in train mode, where its outputs change; call teacher.eval() first")
+    if not noise >= 0:
+        raise RecipeError(f"noise is {noise}, expected a standard deviation of 0 or more; the paper has 0.02")
     if augment is not None and teacher is None:
         raise RecipeError("augment changes inputs and not their labels; give a teacher, or augment the batches")
     train, held = split(batches, held_out, batch_size, seed)
@@ -135,22 +144,24 @@ def fit_head(
     before, start = error(model), copy.deepcopy(model.state_dict())
     about: dict[str, object] = {
         **{"codec": repr(codec), "loss": loss, "batch_size": batch_size, "taught": teacher is not None},
+        "noise": noise,
         "held out": hash_of(targets),
         "start": hash_of([*model.state_dict().values()]),
     }
-    fitted = fit(
-        model,
-        of,
-        train,
-        epochs=epochs,
-        augment=augment,
-        score=lambda current: -error(current),
-        about=about,
-        folder=None if folder is None else Path(folder),
-        seed=seed,
-        progress=progress,
-        **fitting,
-    )
+    with _noisy(model, noise, head):
+        fitted = fit(
+            model,
+            of,
+            train,
+            epochs=epochs,
+            augment=augment,
+            score=lambda current: -error(current),
+            about=about,
+            folder=None if folder is None else Path(folder),
+            seed=seed,
+            progress=progress,
+            **fitting,
+        )
     note(model, f"fit_head({codec.path}, loss={loss}, epochs={epochs}, seed={seed})")
     after, best = error(model), fitted.best
     if not after < before:
@@ -158,6 +169,25 @@ def fit_head(
         after, best = before, 0
     result = HeadFit(loss, teacher is not None, fitted.epochs, best, before, after)
     return model.to(home), result
+
+
+@contextmanager
+def _noisy(model: nn.Module, noise: float, head: str | None) -> Iterator[None]:
+    """Add normal noise to what the heads of a model read while it trains."""
+    if not noise:
+        yield
+        return
+    heads = next((module for module in model.modules() if isinstance(module, Heads)), None)
+    module = heads or model.get_submodule(last_layer(model) if head is None else head)
+
+    def add(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        return tuple(x + noise * torch.randn_like(x) for x in args) if module.training else None
+
+    handle = module.register_forward_pre_hook(add)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def point_loss(points: Tensor, target: Tensor, codec: Codec, kind: PointLoss = "points") -> Tensor:

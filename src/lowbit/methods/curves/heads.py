@@ -97,7 +97,7 @@ def wrap_head(
             f", got {heads!r} and {codec.transform!r}"
         )
     wrapped = copy.deepcopy(model)
-    name = _last_layer(wrapped) if head is None else head
+    name = last_layer(wrapped) if head is None else head
     if head is not None:
         _check_is_last(wrapped, head)
     try:
@@ -190,8 +190,12 @@ def deployed_points(model: nn.Module, batches: Iterable[Batch]) -> Tensor:
     return torch.cat(found)
 
 
-def _last_layer(model: nn.Module) -> str:
-    """The name of the layer whose output the model returns."""
+def last_layer(model: nn.Module) -> str:
+    """The name of the layer whose output the model returns.
+
+    Raises:
+        LayerError: it ends in something else, or cannot be traced.
+    """
     traced = model if isinstance(model, fx.GraphModule) else graph.trace(copy.deepcopy(model).eval())
     if isinstance(traced, str):
         if (layers := weighted_layers(model)) and "" in layers:
@@ -219,7 +223,7 @@ def _check_is_last(model: nn.Module, head: str) -> None:
     """Raise where a layer that is named is not what a model that can be traced returns."""
     layers = weighted_layers(model)
     traced = model if isinstance(model, fx.GraphModule) else graph.trace(copy.deepcopy(model).eval())
-    if head in layers and not isinstance(traced, str) and (last := _last_layer(model)) != head:
+    if head in layers and not isinstance(traced, str) and (last := last_layer(model)) != head:
         raise LayerError(f"{type(model).__name__} returns the output of {last!r}, not of {head!r}; leave head out")
 
 

@@ -66,6 +66,7 @@ def curve_output(
     calibration: Batches | None = None,
     epochs: int = 10,
     loss: PointLoss = "points",
+    noise: float = 0.0,
     held_out: Batches | None = None,
     batch_size: int = 64,
     augment: Augment | None = None,
@@ -92,7 +93,7 @@ def curve_output(
         heads, head: see `wrap_head`.
         calibration: inputs, with targets if `labels`, that a path is chosen by, best others than the model was trained
             on; by default the first of `batches`.
-        epochs, loss, held_out, batch_size, augment, folder, seed, progress, fitting: see `fit_head`.
+        epochs, loss, noise, held_out, batch_size, augment, folder, seed, progress, fitting: see `fit_head`.
 
     Raises:
         RecipeError: no recipe to choose a path with, a path that does not exist, or options that do not fit.
@@ -100,8 +101,8 @@ def curve_output(
         LayerError: the model ends in no layer that can be widened.
 
     References:
-        https://arxiv.org/abs/2405.14024: as published is ``path="hilbert3"``, ``heads="published"`` and
-        ``loss="published"``, on labels.
+        https://arxiv.org/abs/2405.14024: as published is ``path="hilbert3"``, ``heads="published"``,
+        ``loss="published"`` and ``noise=0.02``, on labels.
     """
     model = copy.deepcopy(model).eval()
     given = None if callable(batches) else list(batches)
@@ -143,6 +144,8 @@ def curve_output(
         teacher=None if labels else model,
         epochs=epochs,
         loss=loss,
+        noise=noise,
+        head=head,
         held_out=held_out,
         batch_size=batch_size,
         augment=augment,
