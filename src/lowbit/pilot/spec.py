@@ -464,7 +464,7 @@ class OutputSpec(CurveSpec, _Fitted):
     labels: bool | None = None
     epochs: int = Field(default=10, ge=1)
     loss: PointLoss = "points"
-    noise: NotNegative = 0.0
+    noise: NotNegative | None = None
     controls: bool = True
 
     @model_validator(mode="after")
