@@ -105,8 +105,8 @@ def fit_head(
         TrainingError: a loss that is not finite, a quantized model, or a teacher in train mode.
 
     References:
-        https://arxiv.org/abs/2405.14024: ``published`` with a = 1 and b = 25, and a noise of 0.02. Its task's own loss is
-            |q - q'| here.
+        https://arxiv.org/abs/2405.14024: ``published`` with a = 1 and b = 25, and a noise of 0.02. The
+            loss of its task is |q - q'| here.
         Differs from the paper: without the distance from the path and the decoded error, from a trained direct model
         and with one widened layer, errors were five sixths, with a snake five eighths (`benchmarks/curves.py`).
     """

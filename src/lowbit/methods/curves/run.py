@@ -110,16 +110,16 @@ def curve_output(
     if not sample:
         raise DataError("got no batches; give at least two")
     labels = labels_of(sample[0]) is not None if labels is None else labels
-    if (low is None) != (high is None):
-        raise RecipeError("give both low and high, or neither to find the range in the targets")
-    if low is None or high is None:
+    found_here = low is None and high is None
+    if found_here:
         if isinstance(_path(path), Moore):
             raise RecipeError(f"{path} is for periodic quantities; give low and high, one period")
         everything = given if given is not None else batches(1)  # type: ignore[operator]
         low, high = _with_room(*range_of(_targets(model, everything, labels)), transform)
-        clip_targets = True if clip_targets is None else clip_targets
-        low, high = (end[0] if len(end) == 1 else end for end in (low, high))
-    codec = Codec(low, high, _path(path), transform, clip=not labels if clip_targets is None else clip_targets)
+    if low is None or high is None:
+        raise RecipeError("give both low and high, or neither to find the range in the targets")
+    clip = clip_targets if clip_targets is not None else found_here or not labels
+    codec = Codec(low, high, _path(path), transform, clip=clip)
     choice = None
     if path is None:
         if recipe is None:
@@ -200,14 +200,18 @@ def _targets(model: nn.Module, batches: Batches, labels: bool) -> Iterator[Tenso
 
 def _with_room(
     lows: tuple[float, ...], highs: tuple[float, ...], transform: TransformName
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
+) -> tuple[float | tuple[float, ...], float | tuple[float, ...]]:
     """A range and a hundredth more at either end; for the logarithm and the inverse, by a factor."""
     if transform == "linear":
         room = [_ROOM * (high - low) for low, high in zip(lows, highs, strict=True)]
         low = tuple(low - more for low, more in zip(lows, room, strict=True))
-        return low, tuple(high + more for high, more in zip(highs, room, strict=True))
+        return _one_or_several(low), _one_or_several(tuple(h + more for h, more in zip(highs, room, strict=True)))
     if min(lows) <= 0:
         raise DataError(f"transform {transform!r} needs targets above 0, got {min(lows):g}")
     factors = [math.exp(_ROOM * math.log(high / low)) for low, high in zip(lows, highs, strict=True)]
     low = tuple(low / factor for low, factor in zip(lows, factors, strict=True))
-    return low, tuple(high * factor for high, factor in zip(highs, factors, strict=True))
+    return _one_or_several(low), _one_or_several(tuple(h * factor for h, factor in zip(highs, factors, strict=True)))
+
+
+def _one_or_several(numbers: tuple[float, ...]) -> float | tuple[float, ...]:
+    return numbers[0] if len(numbers) == 1 else numbers
