@@ -1,7 +1,7 @@
 """A sensor: where the peak of a noisy spectrum of 64 bins lies, found by a small network.
 
-    python examples/sensor/sensor.py               trains the network, in seconds
-    lowbit pilot examples/sensor/pilot.yaml        8-bit variants, with a direct output and with curve outputs
+python examples/sensor/sensor.py               trains the network, in seconds
+lowbit pilot examples/sensor/pilot.yaml        8-bit variants, with a direct output and with curve outputs
 """
 
 from __future__ import annotations
