@@ -46,8 +46,8 @@ class CurveOutput:
     fit: HeadFit | None
 
     def __str__(self) -> str:
-        path = "a direct output" if self.codec is None else str(self.codec.path)
-        return "; ".join([path, *(str(one) for one in (self.choice, self.fit) if one is not None)])
+        path = f"{self.codec.path}" if self.codec else "a direct output"
+        return "; ".join([str(self.choice or path), *([str(self.fit)] if self.fit else [])])
 
 
 def curve_output(
