@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from lowbit import files
 from lowbit.batches import Batches, labels_of
 from lowbit.errors import DataError
-from lowbit.methods.curves.codec import Codec
 from lowbit.methods.curves.decoders import Decoder
+from lowbit.methods.curves.fit import shaped
 from lowbit.methods.curves.heads import Decoded, attach_decoder, deployed_points, wrap_head
 from lowbit.methods.curves.run import CurveOutput, curve_output
 from lowbit.methods.curves.tables import learned_table
@@ -137,7 +137,7 @@ def end(curved: Curved, calibration: Batches, student: nn.Module) -> nn.Module:
     labels = [label for batch in batches if (label := labels_of(batch)) is not None]
     if len(labels) < len(batches):
         raise DataError("learned_table is filled from the labels of the calibration data, which has none; leave it out")
-    target = _shaped(torch.cat(labels), points.shape, codec)
+    target = shaped(torch.cat(labels), (len(points), points.shape[1] // codec.channels, *points.shape[2:]))
     table = learned_table(codec, points, codec.nearest(target))
     return attach_decoder(student, Decoder(codec, kind=spec.decoder, confidence=spec.confidence, table=table))
 
@@ -154,13 +154,3 @@ def in_points(did: PostTraining) -> PostTraining:
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
     return {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
-
-
-def _shaped(target: Tensor, points: torch.Size, codec: Codec) -> Tensor:
-    """Labels as `[N, T, ...]`, for points `[N, channels * T, ...]`."""
-    wanted = (points[0], points[1] // codec.channels, *points[2:])
-    target = target.float()
-    target = target.unsqueeze(1) if target.dim() == len(wanted) - 1 else target
-    if target.shape != wanted:
-        raise DataError(f"targets are {list(target.shape)}, expected {list(wanted)}; correct the labels")
-    return target

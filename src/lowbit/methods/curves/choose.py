@@ -25,14 +25,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lowbit.batches import Batch, Batches, call, labels_of, output_tensor
 from lowbit.errors import DataError, RecipeError
 from lowbit.methods.curves.codec import Codec
 from lowbit.methods.curves.decoders import Decoder
-from lowbit.methods.curves.fit import target_of
+from lowbit.methods.curves.fit import shaped
 from lowbit.methods.curves.heads import attach_decoder, wrap_head
+from lowbit.methods.curves.measures import robust_sd
 from lowbit.methods.curves.paths import EVEN_MARGIN, Fold, Hilbert, Moore, Path, Snake, polyline, spacing
 from lowbit.quantization import calibrate, quantize
 from lowbit.recipe import Recipe
@@ -42,7 +43,6 @@ _APART = 7.0  # times the noise that branches have to be apart
 _SURE = 3.0  # times the uncertainty along the path
 _LEAST_GAIN = 1.2  # of the quantization error
 _LEAST_TOTAL_GAIN = 1.05  # of all of the error
-_NORMAL = 1.4826
 _MOST_ROWS = 40
 
 
@@ -205,12 +205,9 @@ def _noise_and_uncertainty(
             share = codec.share(codec.nearest(direct))
             moved.append(codec.shorter(codec.share(codec.nearest(output_tensor(call(student, batch)))) - share))
             if labels:
-                if labels_of(batch) is None:
+                target = labels_of(batch)
+                if target is None:
                     raise DataError("batches have no targets; give tuples (inputs, targets), or labels=False")
-                points = direct.repeat_interleave(codec.channels, 1)
-                off.append(codec.shorter(share - codec.share(target_of(batch, points, codec))))
-    return _robust(moved), _robust(off) if off else math.nan
-
-
-def _robust(errors: list[Tensor]) -> float:
-    return _NORMAL * float(torch.cat([error.flatten() for error in errors]).abs().median())
+                off.append(codec.shorter(share - codec.share(shaped(target.to(direct.device), tuple(direct.shape)))))
+    noise = robust_sd(torch.cat([one.flatten() for one in moved]))
+    return noise, robust_sd(torch.cat([one.flatten() for one in off])) if off else math.nan

@@ -213,10 +213,17 @@ def target_of(batch: Batch, points: Tensor, codec: Codec, teacher: nn.Module | N
     labels = labels_of(batch)
     if labels is None:
         raise DataError("batches have no targets; give tuples (inputs, targets), or a teacher")
-    target = labels.to(points).float()
-    if target.dim() == points.dim() - 1:
-        target = target.unsqueeze(1)
-    wanted = [points.shape[0], points.shape[1] // codec.channels, *points.shape[2:]]
-    if list(target.shape) != wanted:
-        raise DataError(f"targets are {list(labels.shape)}, expected {wanted} for points {list(points.shape)}")
+    return shaped(labels.to(points.device), (points.shape[0], points.shape[1] // codec.channels, *points.shape[2:]))
+
+
+def shaped(labels: Tensor, wanted: tuple[int, ...]) -> Tensor:
+    """Labels as targets of a shape `[N, T, ...]`; those of a single quantity may come as `[N, ...]`.
+
+    Raises:
+        DataError: they have another shape.
+    """
+    target = labels.float()
+    target = target.unsqueeze(1) if target.dim() == len(wanted) - 1 else target
+    if tuple(target.shape) != wanted:
+        raise DataError(f"targets are {list(labels.shape)}, expected {list(wanted)}; correct the labels")
     return target

@@ -60,12 +60,17 @@ def output_errors(found: Tensor, target: Tensor, codec: Codec) -> OutputErrors:
         count=size.numel(),
         rmse=float(size.square().mean().sqrt()),
         mae=float(size.mean()),
-        robust_sd=_NORMAL * float(size.median()),
+        robust_sd=robust_sd(size),
         p999=_quantile(size, 0.999),
         levels=len(torch.unique(found)),
         flips=flip_rate(found, target, codec),
         structure=structure(found, target) if found.dim() == 4 and min(found.shape[2:]) >= _BLOCK else None,
     )
+
+
+def robust_sd(errors: Tensor) -> float:
+    """The standard deviation of normal errors with the same median size: a few large ones do not count."""
+    return _NORMAL * float(errors.abs().median())
 
 
 def flip_rate(found: Tensor, target: Tensor, codec: Codec) -> float:
