@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from lowbit import kernels, ops
+from lowbit import compiled, kernels, ops
 from lowbit.formats import Float, Format, Int, Ternary, parse
 from lowbit.granularity import Granularity, PerChannel, PerGroup, PerTensor
 from lowbit.ops import STE, GradientRule
@@ -49,7 +49,8 @@ def built() -> None:
 def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A process that has not asked for the kernels, and its empty cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(kernels, "_library", functools.cache(kernels._library.__wrapped__))
+    for module, name in ((compiled, "library"), (kernels, "_library")):
+        monkeypatch.setattr(module, name, functools.cache(getattr(module, name).__wrapped__))
     return tmp_path / "lowbit"
 
 
@@ -331,6 +332,7 @@ def test_built_once_by_the_first_training_step_and_kept(fresh: Path) -> None:
     train()
     (library,) = fresh.iterdir()
     assert fresh.stat().st_mode & 0o777 == 0o700
+    compiled.library.cache_clear()
     kernels._library.cache_clear()
     with mock.patch.object(Path, "replace") as replace:  # what ends a build
         train()
@@ -341,7 +343,7 @@ def test_built_once_by_the_first_training_step_and_kept(fresh: Path) -> None:
 @pytest.mark.usefixtures("built")
 def test_two_builds_at_once_do_not_meet(fresh: Path) -> None:
     with ThreadPoolExecutor(2) as pool:
-        found = [pool.submit(kernels._built) for _ in range(2)]
+        found = [pool.submit(compiled.built, kernels._SOURCE) for _ in range(2)]
     assert {each.result() for each in found} == set(fresh.iterdir())
 
 
@@ -364,7 +366,7 @@ def break_the_build(how: str, folder: Path, patch: pytest.MonkeyPatch) -> None:
             source.write_text("int main( {")
             patch.setattr(kernels, "_SOURCE", source)
         case "not a library":
-            patch.setattr(kernels, "_built", lambda: kernels._SOURCE)
+            patch.setattr(compiled, "built", lambda source: source)
         case "no folder":
             folder.write_text("a file")
         case "read-only":

@@ -48,6 +48,18 @@ if TYPE_CHECKING:
     from lowbit.methods.curves.measures import output_errors as output_errors
     from lowbit.methods.curves.run import CurveOutput as CurveOutput
     from lowbit.methods.curves.run import curve_output as curve_output
+    from lowbit.methods.discrimination.estimators import BinaryQuantizer as BinaryQuantizer
+    from lowbit.methods.discrimination.estimators import TernaryQuantizer as TernaryQuantizer
+    from lowbit.methods.discrimination.histograms import Histograms as Histograms
+    from lowbit.methods.discrimination.layers import layer_features as layer_features
+    from lowbit.methods.discrimination.measure import discrimination as discrimination
+    from lowbit.methods.discrimination.packed import Packed as Packed
+    from lowbit.methods.discrimination.packed import PackedKNeighborsClassifier as PackedKNeighborsClassifier
+    from lowbit.methods.discrimination.sweep import ArrayFiles as ArrayFiles
+    from lowbit.methods.discrimination.sweep import count_features as count_features
+    from lowbit.methods.discrimination.tracing import FeatureTrace as FeatureTrace
+    from lowbit.methods.discrimination.tracing import trace_features as trace_features
+    from lowbit.methods.discrimination.verdict import judge as judge
     from lowbit.methods.distillation.run import Distillation as Distillation
     from lowbit.methods.distillation.run import distill as distill
     from lowbit.methods.distillation.teacher import check_teacher as check_teacher
@@ -97,6 +109,23 @@ _HOMES = {
     "lowbit.methods.curves.heads": ("Encoded", "attach_decoder", "wrap_head"),
     "lowbit.methods.curves.measures": ("output_errors",),
     "lowbit.methods.curves.run": ("CurveOutput", "curve_output"),
+    "lowbit.methods.discrimination.estimators": (
+        "BinaryQuantizer",
+        "TernaryQuantizer",
+    ),
+    "lowbit.methods.discrimination.histograms": ("Histograms",),
+    "lowbit.methods.discrimination.layers": ("layer_features",),
+    "lowbit.methods.discrimination.measure": ("discrimination",),
+    "lowbit.methods.discrimination.packed": (
+        "Packed",
+        "PackedKNeighborsClassifier",
+    ),
+    "lowbit.methods.discrimination.sweep": ("ArrayFiles", "count_features"),
+    "lowbit.methods.discrimination.tracing": (
+        "FeatureTrace",
+        "trace_features",
+    ),
+    "lowbit.methods.discrimination.verdict": ("judge",),
     "lowbit.methods.distillation.run": ("Distillation", "distill"),
     "lowbit.methods.distillation.teacher": ("check_teacher",),
     "lowbit.methods.factorization.run": ("Factorization", "factorize"),

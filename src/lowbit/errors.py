@@ -32,6 +32,10 @@ class DataError(LowbitError):
     """Data or weights on disk, or from a user's function, that cannot be used."""
 
 
+class FeatureError(LowbitError, ValueError):
+    """Features, labels or thresholds that cannot be used; a ValueError, as scikit-learn's conventions ask."""
+
+
 class DataWarning(UserWarning):
     """Data that can be used but should be looked at: outliers, or inputs unlike those of the calibration."""
 

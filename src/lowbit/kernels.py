@@ -1,8 +1,8 @@
 """Fake quantization in C++ for training on the CPU: built by the machine's own compiler, bit for bit what torch gives.
 
 In torch, fake quantization is six passes over a tensor and a dozen backward; `kernels.cpp` makes it one each. It is
-compiled (about a second) when a gradient is first asked for, and kept in `$XDG_CACHE_HOME/lowbit` (`~/.cache/lowbit`)
-for the next process. Where that cannot be, `lowbit.ops` runs on plain torch; `why_not` and the log (INFO) say why.
+compiled (about a second, see `lowbit.compiled`) when a gradient is first asked for, and kept for the next process.
+Where that cannot be, `lowbit.ops` runs on plain torch; `why_not` and the log (INFO) say why.
 
 The library has a C interface and knows no tensors, so it fits any version of torch. It runs on torch's own threads:
 g++ asks for the same OpenMP as torch, whose symbols are already loaded for the whole process and found first.
@@ -12,11 +12,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
-import logging
-import os
-import subprocess
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,14 +21,11 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from lowbit.files import one_line
+from lowbit import compiled
 from lowbit.formats import Binary, Block, Float, Format, Int, MidRise, Ternary
 from lowbit.granularity import Granularity, PerChannel, PerGroup, PerTensor
 
 _SOURCE = Path(__file__).with_name("kernels.cpp")
-# no flag changes a value: no fused multiply-add, and of -ffast-math only what drops errno and traps, which nobody reads
-_EXACT = ("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math")
-_FLAGS = ("-std=c++17", "-O3", "-march=native", *_EXACT, "-fopenmp", "-fno-exceptions", "-fPIC", "-shared")
 _PIECE = 2048  # numbers done at a time, so that they stay in the first-level cache
 
 
@@ -43,44 +35,10 @@ def why_not() -> str | None:
     return found if isinstance(found, str) else None
 
 
-@functools.cache
+@functools.cache  # which also says whether anybody has asked
 def _library() -> ctypes.CDLL | str:
     """The kernels, or why there are none."""
-    try:
-        return ctypes.CDLL(str(_built()))
-    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
-        reason = one_line(error)
-        logging.getLogger(__name__).info("fake quantization runs on plain torch, without kernels: %s", reason)
-        return reason
-
-
-def _built() -> Path:
-    """Where the compiled library lies; compiled now unless an earlier process did.
-
-    What lies there is run, so the folder has to belong to the user and be closed to other writers.
-    """
-    if os.name != "posix":
-        raise RuntimeError(f"the kernels are built on POSIX systems, not on {os.name!r}")
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lowbit"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if folder.stat().st_uid != os.getuid() or folder.stat().st_mode & 0o022:
-        raise PermissionError(f"{folder} belongs to another user, or others may write to it")
-    # what the compiler would do: that names its version, and the processor that "native" stands for
-    plan = _run("g++", *_FLAGS, "-###", "-E", "-x", "c++", os.devnull).stderr
-    library = folder / f"kernels-{hashlib.sha256(plan + _SOURCE.read_bytes()).hexdigest()[:16]}.so"
-    if not library.exists():
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:  # moved when whole, so processes may build at once
-            unfinished = Path(scratch) / library.name
-            _run("g++", *_FLAGS, str(_SOURCE), "-o", str(unfinished))
-            unfinished.replace(library)
-    return library
-
-
-def _run(*command: str) -> subprocess.CompletedProcess[bytes]:
-    done = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, timeout=120, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{command[0]}: {done.stderr.decode(errors='replace').strip()}")
-    return done
+    return compiled.library(_SOURCE)
 
 
 # What the kernels are told: the structures of kernels.cpp
