@@ -23,7 +23,7 @@ from safetensors.torch import save
 import lowbit as lb
 from lowbit import cli, files
 
-COMMANDS = ("demo", "pilot", "apply", "verify")
+COMMANDS = ("demo", "pilot", "apply", "verify", "features")
 NETWORK = """
 import torch
 from torch import nn
@@ -277,6 +277,143 @@ def test_pilot_that_is_stopped_says_how_to_go_on(
     monkeypatch.setattr("lowbit.pilot.run.run_trial", stop)
     result = lowbit("pilot", "pilot.yaml", "--out", tmp_path)
     assert (result.status, result.err) == (130, "lowbit: stopped; the same command goes on where it was\n")
+
+
+# Features as bits
+
+
+@pytest.fixture(scope="module")
+def clusters(folder: Path) -> Path:
+    """Three classes of six features with outliers; beside it, what cannot be studied."""
+    generator = np.random.default_rng(0)
+    labels = np.arange(150) % 3
+    x = generator.normal(size=(150, 6)) + 2.5 * (np.arange(6) % 3 == labels[:, None])
+    x = np.where(generator.random(x.shape) < 0.1, 40 * generator.normal(size=x.shape), x).astype(np.float32)
+    np.savez(folder / "clusters.npz", inputs=x, labels=labels)
+    np.savez(folder / "renamed.npz", features=x, kind=0 * labels)
+    np.savez(folder / "moved.npz", inputs=x + np.array([0, 0, 3, 0, 0, 0], np.float32))
+    np.savez(folder / "narrow.npz", inputs=x[:, :5])
+    np.savez(folder / "targets.npz", inputs=x, labels=labels / 7)
+    np.savez(folder / "hole.npz", inputs=np.where(np.arange(6) == 3, np.nan, x), labels=labels)
+    return folder / "clusters.npz"
+
+
+def sweeping(out: Path, *others: str | Path, data: str = "clusters.npz") -> list[str | Path]:
+    """Arguments of `lowbit features sweep` that take seconds."""
+    return ["features", "sweep", data, "--out", out, "--limit", "120", "--splits", "2", *others]
+
+
+@pytest.fixture(scope="module")
+def swept(clusters: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder that the installed command wrote, and what it said."""
+    out = tmp_path_factory.mktemp("swept") / "new" / "folder"
+    command = [str(Path(sys.executable).with_name("lowbit")), *map(str, sweeping(out))]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=clusters.parent, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    return out, done.stdout
+
+
+def test_features_sweep_writes_its_report(swept: tuple[Path, str]) -> None:
+    out, said = swept
+    assert {path.name for path in out.iterdir()} >= {"report.html", "features.json", "binary.json", "ternary.json"}
+    table = [line for line in said.splitlines() if line.startswith(("classifier", "kNN", "linear"))]
+    assert len(table) == 7
+    assert table[0].split() == ["classifier", "code", "codes", "floats", "gain", "95", "%", "interval", "outcome"]
+    assert max(map(len, table)) <= 80
+    record = json.loads((out / "features.json").read_text())
+    told = [row["sentence"] for row in record["judged"] if row["recommended"]] or [record["summary"]]
+    assert all(sentence in said for sentence in told)
+    assert said.rstrip().endswith(f"report: {out / 'report.html'}")
+    page = (out / "report.html").read_text()
+    assert f"lowbit features sweep clusters.npz --out {out} --limit 120" in page
+    assert (record["name"], record["source"], record["samples"], record["sampled"]) == (
+        *("clusters", "clusters.npz"),
+        *(150, 120),
+    )
+    codes = lb.FeatureTrace.load(out / "ternary.json").quantizer().transform(np.load("clusters.npz")["inputs"])
+    assert set(np.unique(codes)) == {-1, 0, 1}
+
+
+def test_features_sweep_goes_on_where_it_was(
+    lowbit: Lowbit, swept: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Splits that are written are not trained again, and a study that was stopped says how to go on."""
+    out, _ = swept
+    before = json.loads((out / "features.json").read_text())
+
+    def stop(*args: object, **keywords: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lowbit.methods.discrimination.verdict.all_scored", stop)
+    assert lowbit(*sweeping(out)).status == 0
+    after = json.loads((out / "features.json").read_text())
+    assert [after[key] for key in ("judged", "codes", "summary")] == [
+        before[key] for key in ("judged", "codes", "summary")
+    ]
+    result = lowbit(*sweeping(out, "--seed", "1"))
+    assert (result.status, result.err) == (130, "lowbit: stopped; the same command goes on where it was\n")
+
+
+def test_features_sweep_of_a_layer(lowbit: Lowbit, clusters: Path, tmp_path: Path) -> None:
+    layered = ["--model", "net.py:build", "--layer", "2"]
+    result = lowbit(*sweeping(tmp_path / "layer", *layered, data="data.npz"))
+    assert result.status == 0
+    record = json.loads((tmp_path / "layer/features.json").read_text())
+    assert (record["layer"], record["features"]) == ("2", 6)  # channels, their mean over positions
+    drifted = lowbit("features", "drift", tmp_path / "layer/binary.json", "unlabeled.npz", *layered)
+    assert drifted == (0, "no drift: the codes of all 6 features come as often as they did\n", "")
+
+
+def test_features_drift(lowbit: Lowbit, swept: tuple[Path, str]) -> None:
+    trace = swept[0] / "ternary.json"
+    assert lowbit("features", "drift", trace, "clusters.npz") == (
+        *(0, "no drift: the codes of all 6 features come as often as they did\n", ""),
+    )
+    moved = lowbit("features", "drift", trace, "moved.npz")
+    assert (moved.status, moved.err) == (1, "")
+    first, second = moved.out.splitlines()
+    assert first == "drift: the codes of 1 of 6 features come more or less often: 2"
+    assert second.startswith("  2: index ")
+    assert float(second.split()[-1]) >= 0.2
+    assert lowbit("features", "drift", trace, "renamed.npz", "--inputs", "features").status == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["sweep", "unlabeled.npz"], "data 'unlabeled.npz' has no labels; name them"),
+        (["sweep", "clusters.npz", "--labels", "no"], "no"),
+        (["sweep", "renamed.npz"], "none of inputs, x, X, data, images among arrays features, kind; choose one"),
+        (["sweep", "renamed.npz", "--inputs", "features", "--labels", "kind"], "class"),
+        (["sweep", "targets.npz"], "data 'targets.npz': labels are not whole numbers, expected classes"),
+        (["sweep", "hole.npz"], "data 'hole.npz', sample 0 holds NaN or infinity, expected finite numbers"),
+        (["sweep", "no.npz"], "no.npz': No such file or directory"),
+        (["sweep", "clusters.npz", "--margin", "2"], "margin: got 2, expected a share above 0 and below 1"),
+        (
+            ["sweep", "data.npz", "--model", "net.py:build", "--layer", "9"],
+            "layer '9' is not in the model; choose from 0, 1, 2, 3, 4",
+        ),
+        (
+            ["sweep", "data.npz", "--model", "net.py:build", "--layer", "2", "--pool", "max"],
+            "pool: got 'max', expected mean or none",
+        ),
+        (["sweep", "data.npz", "--layer", "2"], "--layer is given without --model; features of a layer need both"),
+        (["sweep", "data.npz", "--model", "net.py:build"], "--model is given without --layer; features of a layer"),
+        (["sweep", "data.npz", "--weights", "x.npz"], "--weights is given without --model and --layer;"),
+        (["drift", "no.json", "clusters.npz"], "no.json': No such file or directory"),
+        (["drift", "TRACE", "hole.npz"], "data 'hole.npz', sample 0 holds NaN or infinity"),
+        (["drift", "TRACE", "narrow.npz"], "got features [150, 5], expected [n, 6], as the trace has"),
+        (["drift", "STUDY", "clusters.npz"], "features.json"),
+    ],
+)
+def test_wrong_features(
+    lowbit: Lowbit, swept: tuple[Path, str], tmp_path: Path, arguments: list[str], told: str
+) -> None:
+    known: dict[str, str | Path] = {"TRACE": swept[0] / "binary.json", "STUDY": swept[0] / "features.json"}
+    given = [known.get(one, one) for one in arguments]
+    out = ["--out", tmp_path / "out", "--splits", "2"] if arguments[0] == "sweep" else []
+    assert told in refusal(lowbit("features", *given, *out))
 
 
 # What does not

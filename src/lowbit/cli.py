@@ -1,10 +1,14 @@
-"""The command line: `lowbit demo`, `pilot`, `apply`, `verify`. Errors are one line, and the exit status is 2."""
+"""The command line: `lowbit demo`, `pilot`, `apply`, `verify`, `features`. Errors are one line, exit status 2."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
+import shlex
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -14,8 +18,12 @@ from lowbit import __version__
 from lowbit.errors import DataError, LowbitError, RecipeError
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from lowbit.data import Data
     from lowbit.export.verify import Verification
+    from lowbit.methods.discrimination.layers import Pool
+    from lowbit.pilot.features import FeatureStudy
     from lowbit.pilot.record import Run
     from lowbit.pilot.spec import DataSpec, PilotSpec
     from lowbit.post_training.levels import Level
@@ -32,6 +40,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+features = typer.Typer(
+    name="features",
+    help="Find out whether features should become bits, and watch those that did.",
+    rich_markup_mode="markdown",
+    no_args_is_help=True,
+)
+app.add_typer(features)
+
 Out = Annotated[Path | None, typer.Option("--out", help="Folder to write; default runs/<name>.")]
 Jobs = Annotated[int, typer.Option("--jobs", min=1, help="Variants at once, each in a process of its own.")]
 Runtime = Annotated[str, typer.Option("--runtime", help="onnxruntime or openvino.")]
@@ -41,6 +57,15 @@ DataOption = Annotated[
         "--data", help="npz, Parquet glob, image folder, module:function, or a YAML file with a data section."
     ),
 ]
+FeatureData = Annotated[str, typer.Argument(help=DataOption.__metadata__[0].help)]
+Inputs = Annotated[str | None, typer.Option("--inputs", help="Array or column of the inputs, if not a usual name.")]
+Model = Annotated[
+    str | None,
+    typer.Option("--model", help="Take a layer's outputs: module:function, or path/file.py:function, of its network."),
+]
+Weights = Annotated[Path | None, typer.Option("--weights", help="safetensors, or a state dict in .pt or .npz.")]
+Layer = Annotated[str | None, typer.Option("--layer", help="The layer's name in the network.")]
+Pooling = Annotated[str, typer.Option("--pool", help="mean over the positions of a feature map, or none.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -96,9 +121,7 @@ def apply(
     data: Annotated[
         str, typer.Option("--data", help=f"Calibration inputs, no labels needed: {DataOption.__metadata__[0].help}")
     ],
-    weights: Annotated[
-        Path | None, typer.Option("--weights", help="safetensors, or a state dict in .pt or .npz.")
-    ] = None,
+    weights: Weights = None,
     out: Annotated[Path, typer.Option("--out", help="Folder for model.onnx and manifest.json.")] = Path("lowbit-out"),
     runtime: Runtime = "onnxruntime",
     opset: Annotated[int, typer.Option("--opset", help="21, or 25 to store 2-bit weights in 2 bits.")] = 21,
@@ -129,7 +152,7 @@ def apply(
     out.mkdir(parents=True, exist_ok=True)
     network = models.load(model, weights, Path.cwd())
     spec, base = _data_spec(data)
-    samples = _open(spec, base, seed)
+    samples = spec.open(base, seed)
     if spec.limit is None and len(samples) > limit:
         samples = samples.take(limit, seed)
     batches = samples.batches(max(1, min(100, len(samples) // 8)))
@@ -189,13 +212,103 @@ def verify(
         spec, base = _validated_data(provenance["data"], "manifest.json"), Path(str(provenance.get("data_folder", ".")))
     else:
         raise DataError(f"the manifest of {str(file)!r} does not name its data; give --data")
-    samples = _open(spec, base, seed if isinstance(seed, int) else 0)
+    samples = spec.open(base, seed if isinstance(seed, int) else 0)
     samples = samples.take(limit, 0) if len(samples) > limit else samples
     result = check(file, samples.batches(100), runtime=checked)
     _show_verification(file, result)
     typer.echo("why is it not faster?")
     for line in result.why_not_faster():
         typer.echo(f"  {line}")
+
+
+@features.command()
+def sweep(
+    data: FeatureData,
+    inputs: Inputs = None,
+    labels: Annotated[
+        str | None, typer.Option("--labels", help="Array or column of the classes, if not a usual name.")
+    ] = None,
+    model: Model = None,
+    weights: Weights = None,
+    layer: Layer = None,
+    pool: Pooling = "mean",
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder to write; default runs/features-NAME, of the data.")
+    ] = None,
+    limit: Annotated[int, typer.Option("--limit", help="Train classifiers on so many samples.", min=1)] = 5000,
+    splits: Annotated[int, typer.Option("--splits", help="Random splits that accuracy is measured on.", min=2)] = 10,
+    margin: Annotated[float, typer.Option("--margin", help="Change in accuracy that does not matter, a share.")] = 0.01,
+    seed: Annotated[int, typer.Option("--seed", help="Of the sample and the splits.")] = 0,
+    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Splits at once.")] = 1,
+) -> None:
+    """Sweep thresholds of binary and ternary codes of features, and say for which classifier they are worth it.
+
+    Features are the inputs themselves, or with --model and --layer what a layer of a network returns. Writes
+    report.html, features.json and one trace a code, to code new data with. Stop it at any moment: the same command
+    goes on where it was.
+
+    **Example**: lowbit features sweep lowbit.data:digits_train --limit 1000
+    """
+    from lowbit import files
+    from lowbit.pilot.features import study
+    from lowbit.report.features import render
+
+    network, samples = _features(data, inputs, labels, model, weights, layer, seed)
+    name = re.sub(r"[^\w.-]+", "-", Path(data.rpartition(":")[2]).stem).strip("-")
+    folder = out or Path("runs", f"features-{name}")
+    folder.mkdir(parents=True, exist_ok=True)
+    with _resumable():
+        found = study(
+            samples,
+            folder,
+            name=name,
+            model=network,
+            layer=layer or "",
+            pool=cast("Pool", pool),
+            limit=limit,
+            splits=splits,
+            margin=margin,
+            seed=seed,
+            jobs=jobs,
+            command=shlex.join(["lowbit", *sys.argv[1:]]),
+            say=typer.echo,
+        )
+    files.write_text(folder / "report.html", render(found))
+    _show_study(found)
+    typer.echo(f"\nreport: {(folder / 'report.html').resolve()}")
+
+
+@features.command()
+def drift(
+    trace: Annotated[Path, typer.Argument(help="binary.json or ternary.json of a sweep.")],
+    data: FeatureData,
+    inputs: Inputs = None,
+    model: Model = None,
+    weights: Weights = None,
+    layer: Layer = None,
+    pool: Pooling = "mean",
+) -> None:
+    """Compare how often each code comes in new data, no labels needed, with how often it came in those of the sweep.
+
+    Prints the features that moved with their population stability index. Exit status 1 if any did.
+
+    **Example**: lowbit features drift runs/features-digits/ternary.json new.npz
+    """
+    import numpy as np
+
+    from lowbit.methods.discrimination.tracing import FeatureTrace
+    from lowbit.pilot.features import feature_chunks
+
+    known = FeatureTrace.load(trace)
+    network, samples = _features(data, inputs, None, model, weights, layer, 0)
+    chunks = feature_chunks(samples, network, layer or "", cast("Pool", pool))
+    found = known.drift(np.concatenate([x for x, _ in chunks]))
+    typer.echo(str(found))
+    indices = dict(zip(known.names, found.index, strict=True))
+    for name in sorted(found.moved, key=lambda name: -indices[name]):
+        typer.echo(f"  {name}: index {indices[name]:.3f}")
+    if found.drifted:
+        raise typer.Exit(1)
 
 
 def _pilot(spec: PilotSpec, folder: Path, base: Path, jobs: int) -> Run:
@@ -205,37 +318,52 @@ def _pilot(spec: PilotSpec, folder: Path, base: Path, jobs: int) -> Run:
 
     folder.mkdir(parents=True, exist_ok=True)
     model = models.load(spec.model, spec.weights, base)
-    calibration = _open(spec.data.calibration, base, spec.seed)
-    test = _open(spec.data.test, base, spec.seed)
+    calibration = spec.data.calibration.open(base, spec.seed)
+    test = spec.data.test.open(base, spec.seed)
     provenance = {
         "data": spec.data.test.model_dump(mode="json", exclude_defaults=True),
         "data_folder": str(base.resolve()),
     }
-    try:
+    with _resumable():
         run = run_pilot(
             spec, model, calibration, test, folder, base=base, jobs=jobs, say=typer.echo, provenance=provenance
         )
-    except KeyboardInterrupt:
-        typer.echo("lowbit: stopped; the same command goes on where it was", err=True)
-        raise typer.Exit(130) from None
     files.write_text(folder / "report.html", render(run))
     _show_run(run)
     typer.echo(f"\nreport: {(folder / 'report.html').resolve()}")
     return run
 
 
-def _open(spec: DataSpec, base: Path, seed: int) -> Data:
-    from lowbit.data import Preprocess, open_data
+@contextlib.contextmanager
+def _resumable() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo("lowbit: stopped; the same command goes on where it was", err=True)
+        raise typer.Exit(130) from None
 
-    return open_data(
-        spec.source,
-        folder=base,
-        preprocess=Preprocess(**spec.preprocess.model_dump()),
-        inputs=spec.inputs,
-        labels=spec.labels,
-        limit=spec.limit,
-        seed=seed,
-    )
+
+def _features(
+    data: str,
+    inputs: str | None,
+    labels: str | None,
+    model: str | None,
+    weights: Path | None,
+    layer: str | None,
+    seed: int,
+) -> tuple[nn.Module | None, Data]:
+    """The data, and the network whose layer makes features of them, if one is given."""
+    from lowbit import models
+
+    if (model is None) != (layer is None):
+        given, missing = ("--layer", "--model") if model is None else ("--model", "--layer")
+        raise RecipeError(f"{given} is given without {missing}; features of a layer need both")
+    if weights is not None and model is None:
+        raise RecipeError("--weights is given without --model and --layer; features of a layer need them")
+    spec, base = _data_spec(data)
+    named = {key: name for key, name in (("inputs", inputs), ("labels", labels)) if name is not None}
+    network = None if model is None else models.load(model, weights, Path.cwd())
+    return network, spec.model_copy(update=named).open(base, seed)
 
 
 def _data_spec(source: str) -> tuple[DataSpec, Path]:
@@ -311,6 +439,31 @@ def _show_run(run: Run) -> None:
     for trial in run.trials:
         if trial.error:
             typer.echo(f"{trial.name} failed: {trial.error}")
+
+
+def _show_study(study: FeatureStudy) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from lowbit.report.features import change, share
+
+    typer.echo("")
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))  # fits in 80 columns
+    for column in ("classifier", "code"):
+        table.add_column(column, overflow="fold")
+    for column in ("codes", "floats", "gain", "95 % interval"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("outcome", no_wrap=True)
+    for row in study.judged:
+        gain = row.versus_original
+        table.add_row(
+            *(row.classifier, row.code, share(row.accuracy), share(row.original), change(gain.gain)),
+            *(f"{change(gain.low)} to {change(gain.high)}", gain.outcome),
+        )
+    Console().print(table)
+    typer.echo("")
+    for sentence in [row.sentence for row in study.judged if row.recommended] or [study.summary]:
+        typer.echo(sentence)
 
 
 def main() -> None:

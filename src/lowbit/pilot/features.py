@@ -170,6 +170,7 @@ class FeatureStudy:
         margin, splits: of the verdict.
         applicability: what holds for the data as a whole.
         checks: the most telling features; `unchecked` are not listed.
+        command: that made it, as typed; empty from Python.
         took: seconds.
     """
 
@@ -197,6 +198,7 @@ class FeatureStudy:
     applicability: tuple[str, ...]
     checks: tuple[FeatureRow, ...]
     unchecked: int
+    command: str
     took: float
 
     def save(self, folder: Path) -> None:
@@ -231,6 +233,7 @@ def study(
     margin: float = 0.01,
     seed: int = 0,
     jobs: int = 1,
+    command: str = "",
     say: Callable[[str], object] = lambda text: None,
 ) -> FeatureStudy:
     """Sweep thresholds, measure classifiers, and write `features.json` and one trace a code to `folder`.
@@ -244,6 +247,7 @@ def study(
         splits, margin: of the verdict, see `judge`.
         seed: of the sample and the splits.
         jobs: splits at once.
+        command: that was typed, for the page.
         say: told what goes on.
 
     Raises:
@@ -257,10 +261,12 @@ def study(
     if data.labels.is_floating_point():
         raise FeatureError(f"data {data.name!r}: labels are not whole numbers, expected classes")
     some = data.take(limit, seed) if len(data) > limit else data
-    x, y = (np.concatenate(part) for part in zip(*_chunks(some, model, layer, pool), strict=True))
+    x, y = (np.concatenate(part) for part in zip(*feature_chunks(some, model, layer, pool), strict=True))
     say(f"{len(data):,} samples of {x.shape[1]:,} features; {len(x):,} of them train classifiers")
     units = scaling(x)
-    counts = count_features(_chunks(data, model, layer, pool), scale=units)
+    counts = count_features(
+        cast("Iterator[tuple[Array, Array]]", feature_chunks(data, model, layer, pool)), scale=units
+    )
     say("counted; now the verdict")
     verdict = judge(x, y, margin=margin, splits=splits, seed=seed, n_jobs=jobs, folder=folder / "splits", say=say)
     say("accuracy against the threshold, memory and speed")
@@ -270,7 +276,7 @@ def study(
         trace_features(quantizer, x, data_hash=some.hash).save(folder / f"{code}.json")
         codes.append(_code(code, counts, quantizer, x, y, seed))
     checks = check_features(counts, x, y)
-    telling = sorted(checks, key=lambda one: -one.correlation)[:SHOWN]
+    telling = sorted(checks, key=lambda one: -one.telling)[:SHOWN]
     original, (low, high) = counts.original(), interval(units.standardized(x), y, seed=seed)
     found = FeatureStudy(
         name=name,
@@ -297,20 +303,22 @@ def study(
         applicability=applicability(checks, counts),
         checks=tuple(_check(one) for one in telling),
         unchecked=len(checks) - len(telling),
+        command=command,
         took=time.perf_counter() - began,
     )
     found.save(folder)
     return found
 
 
-def _chunks(data: Data, model: nn.Module | None, layer: str, pool: Pool) -> Iterator[tuple[Array, Array]]:
-    """Features `[n, d]` and labels of a few thousand samples at a time."""
-    if model is None:
-        for inputs, labels in data.batches(ROWS):
-            yield inputs.flatten(1).numpy(), cast("Any", labels).numpy()
+def feature_chunks(
+    data: Data, model: nn.Module | None = None, layer: str = "", pool: Pool = "mean"
+) -> Iterator[tuple[Array, Array | None]]:
+    """Features `[n, d]` of a few thousand samples at a time, with labels where there are some."""
+    if model is not None:
+        yield from layer_features(model, layer, data.batches(min(ROWS, 256)), pool=pool)
         return
-    for features, found in layer_features(model, layer, data.batches(min(ROWS, 256)), pool=pool):
-        yield features, cast("Array", found)
+    for inputs, labels in data.batches(ROWS):
+        yield inputs.flatten(1).numpy(), None if labels is None else labels.numpy()
 
 
 def _code(code: Code, counts: Histograms, quantizer: FeatureQuantizer, x: Array, y: Array, seed: int) -> CodeRow:

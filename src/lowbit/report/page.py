@@ -39,7 +39,7 @@ VERDICTS: dict[Verdict, str] = {
 def render(run: Run) -> str:
     """The run as one HTML page that needs no network and no script."""
     return (
-        _environment()
+        environment()
         .get_template("page.html.j2")
         .render(
             run=run,
@@ -52,7 +52,7 @@ def render(run: Run) -> str:
             charts=charts.draw(run),
             timings=charts.latency_keys(run),
             strip=charts.strip(run),
-            record=_json_value(dataclasses.asdict(run)),
+            record=json_value(dataclasses.asdict(run)),
             version=__version__,
         )
     )
@@ -146,13 +146,14 @@ def _word(verdict: Verdict, number: int) -> str:
     return (one if number == 1 else several)[verdict]
 
 
-def _environment() -> Environment:
+def environment() -> Environment:
+    """Where templates lie, and how they write figures, records and drawings; all else is escaped."""
     here = Path(__file__).parent
-    environment = Environment(
+    made = Environment(
         loader=FileSystemLoader(here), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
-    environment.filters |= {
+    made.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
+    made.filters |= {
         "size": figures.size,
         "count": figures.count,
         "percent": figures.percent,
@@ -199,7 +200,7 @@ def _environment() -> Environment:
         "keep": _keep,
         "drawing": _drawing,
     }
-    environment.globals |= {
+    made.globals |= {
         "ratio": figures.ratio,
         "agreement": learning.agreement,
         "bounds": learning.bounds,
@@ -214,14 +215,14 @@ def _environment() -> Environment:
         "moves": searching.strip,
         "shade": searching.shade,
     }
-    return environment
+    return made
 
 
 def _yaml(value: dict[str, Any]) -> str:
-    return yaml.safe_dump(_json_value(value), sort_keys=False, allow_unicode=True, width=100).rstrip()
+    return yaml.safe_dump(json_value(value), sort_keys=False, allow_unicode=True, width=100).rstrip()
 
 
-def _json_value(value: Any) -> Any:
+def json_value(value: Any) -> Any:
     """The value as JSON has it: tuples are lists, what JSON cannot hold is text, and no number is infinite."""
     return json.loads(json.dumps(value, default=str), parse_constant=lambda constant: None)
 

@@ -125,7 +125,7 @@ def split_rows(
     except ValueError as error:
         raise FeatureError(
             f"labels: got {counts.min()} samples of the smallest of {len(counts)} classes, too few to split "
-            f"{test_share:g} of all off for a test ({error}); add samples or leave the class out"
+            f"{test_share:g} of all off for a test; add samples or leave the class out"
         ) from error
     fewest = min(np.bincount(which[train], minlength=len(counts)).min() for train, _ in found)
     if fewest < FOLDS:

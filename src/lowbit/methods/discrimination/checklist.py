@@ -7,6 +7,7 @@ a code keeps of F = 2 D - 1 is measured, and the noise's shape explains it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -53,6 +54,11 @@ class FeatureCheck:
     ternary_best: float
 
     @property
+    def telling(self) -> float:
+        """The correlation with the class of the feature or of one of its codes, whichever is largest."""
+        return max(self.correlation, *(_correlation(d) for d in (self.binary_best, self.ternary_best)))
+
+    @property
     def kept(self) -> tuple[float, float]:
         """F_code / F of the binary and the ternary code at the thresholds of all features; NaN without separation."""
         f = self.original - 0.5
@@ -63,9 +69,9 @@ class FeatureCheck:
         """Whether codes suit this feature, and why."""
         if self.constant:
             return "has one value only: it is coded 0 and says nothing; leave it out."
-        if self.correlation < JUNK:
+        if self.telling < JUNK:
             return (
-                f"says next to nothing about the class (correlation {self.correlation:.2f}); leaving it out is better."
+                f"says next to nothing about the class (correlation {self.correlation:.2f}), and neither do its codes."
             )
         shape = f"excess kurtosis {self.kurtosis:.1f}"
         tails = f"heavy tails ({shape})" if self.kurtosis >= HEAVY else f"no heavy tails ({shape})"
@@ -111,11 +117,10 @@ def check_features(
         own[code] = found.best_by_feature()
         best[code] = found.features[np.rint((own[code] - found.thresholds[0]) * STEPS).astype(int), np.arange(d)]
     original = by_feature(counts.moments(), corrected=True)
-    f = 2 * original - 1
     constant = counts.moments().variances.max(0) + np.ptp(counts.moments().means, axis=0) == 0
     kurtosis, zeros = _kurtosis(sample, labels), (sample == 0).mean(0)
     columns = zip(
-        *(names or [str(i) for i in range(d)], constant.tolist(), zeros.tolist(), np.sqrt(f / (f + 2)).tolist()),
+        *(names or [str(i) for i in range(d)], constant.tolist(), zeros.tolist(), map(_correlation, original.tolist())),
         *(kurtosis.tolist(), original.tolist()),
         *(side[code].tolist() for side in (at, own, best) for code in ("binary", "ternary")),
         strict=True,
@@ -136,7 +141,7 @@ def applicability(checks: Sequence[FeatureCheck], counts: Histograms) -> tuple[s
         f"{heavy} of {len(live)} features have heavy tails (excess kurtosis {HEAVY:g} or more)"
         + (": codes cut them off, and so would clipping; compare both." if heavy else ": codes have none to cut off.")
     )
-    junk = sum(one.correlation < JUNK for one in live)
+    junk = sum(one.telling < JUNK for one in live)
     if junk:
         said.append(
             f"{junk} of {len(live)} features say next to nothing about the class; a selection of features may gain "
@@ -158,6 +163,12 @@ def applicability(checks: Sequence[FeatureCheck], counts: Histograms) -> tuple[s
         )
     said.append("A larger D is not yet a better classifier; the verdict measures that.")
     return tuple(said)
+
+
+def _correlation(d: float) -> float:
+    """Abs of the correlation with the class that D stands for, F = 2 r^2 / (1 - r^2)."""
+    f = 2 * d - 1
+    return math.sqrt(f / (f + 2))
 
 
 def _kurtosis(x: npt.NDArray[np.floating], labels: npt.NDArray[np.generic]) -> Array:

@@ -188,7 +188,7 @@ def labeled(x: Matrix, y: npt.ArrayLike) -> tuple[Matrix, npt.NDArray[np.generic
     classes, which = np.unique(labels, return_inverse=True)
     if len(classes) < 2:
         raise FeatureError(
-            f"labels: got one class only ({classes[0]!r}), expected two or more; discrimination is between classes"
+            f"labels: got one class only ({classes[0]}), expected two or more; discrimination is between classes"
             if len(classes)
             else "got no samples, expected at least two of each class"
         )

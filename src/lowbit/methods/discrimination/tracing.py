@@ -185,6 +185,7 @@ class FeatureTrace(BaseModel):
         Raises:
             FeatureError: values that are not finite, or another number of features.
         """
+        self._check(x)
         codes = self.quantizer().transform(x)
         old, new = np.asarray(self.frequencies), _frequencies(codes)
         count = codes.shape[0]
@@ -197,9 +198,14 @@ class FeatureTrace(BaseModel):
         moved = np.flatnonzero((index >= MOVED) & (p * len(p) < SURE))
         return FeatureDrift(count, tuple(index.tolist()), tuple(p.tolist()), tuple(self.names[j] for j in moved))
 
+    def _check(self, x: Any) -> None:
+        if x.ndim != 2 or x.shape[1] != len(self.names):
+            raise FeatureError(f"got features {list(x.shape)}, expected [n, {len(self.names)}], as the trace has")
+
     def _coded(self, x: npt.ArrayLike) -> tuple[Array, npt.NDArray[np.int64]]:
         """z and codes of samples."""
         values = np.atleast_2d(np.asarray(x, float))
+        self._check(values)
         codes = self.quantizer().transform(values).astype(int)
         return (values - np.asarray(self.center)) / np.asarray(self.scale), codes
 
