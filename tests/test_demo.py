@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from lowbit import cli, demo, files, models
+from lowbit import demo, files, models
+from lowbit.cli import runs
 from lowbit.data import digits_test
 from lowbit.pilot.record import Trial, read
 from lowbit.pilot.spec import PilotSpec
@@ -50,7 +51,7 @@ def test_weights_that_are_there_are_kept(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_whole_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     began = time.perf_counter()
-    cli.demo(tmp_path)
+    runs.demo(tmp_path)
     assert time.perf_counter() - began < 120
     captured = capsys.readouterr()
     assert captured.err == ""

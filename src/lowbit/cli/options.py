@@ -1,0 +1,57 @@
+"""What several commands share: options, data by name, and being stopped."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lowbit.errors import RecipeError
+
+if TYPE_CHECKING:
+    from lowbit.pilot.spec import DataSpec
+
+DATA = "npz, Parquet glob, image folder, module:function, or a YAML file with a data section."
+Out = Annotated[Path | None, typer.Option("--out", help="Folder to write; default runs/<name>.")]
+Jobs = Annotated[int, typer.Option("--jobs", min=1, help="Variants at once, each in a process of its own.")]
+Runtime = Annotated[str, typer.Option("--runtime", help="onnxruntime or openvino.")]
+DataOption = Annotated[str | None, typer.Option("--data", help=DATA)]
+Weights = Annotated[Path | None, typer.Option("--weights", help="safetensors, or a state dict in .pt or .npz.")]
+
+
+def data_spec(source: str) -> tuple[DataSpec, Path]:
+    """A data section, from a YAML file or of the source alone, and the folder its paths are relative to."""
+    from lowbit import files
+
+    if not source.endswith((".yaml", ".yml")):
+        return validated_data({"source": source}, "--data"), Path.cwd()
+    path = Path(source)
+    return validated_data(files.read_yaml(path), source), path.resolve().parent
+
+
+def validated_data(data: object, where: str) -> DataSpec:
+    """A data section, or an error that names its key in `where`."""
+    from lowbit.pilot.spec import DataSpec
+    from lowbit.recipe import validated
+
+    return validated(DataSpec, data, where)
+
+
+def runtime_named(name: str) -> Any:
+    """The name, if it is a runtime's."""
+    if name not in ("onnxruntime", "openvino"):
+        raise RecipeError(f"--runtime {name!r} is unknown; expected onnxruntime or openvino")
+    return name
+
+
+@contextlib.contextmanager
+def resumable() -> Iterator[None]:
+    """Work that Ctrl-C stops and the same command takes up again."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo("lowbit: stopped; the same command goes on where it was", err=True)
+        raise typer.Exit(130) from None
