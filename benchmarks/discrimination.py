@@ -5,7 +5,8 @@
 --part accuracy: image, speech, text and tables, clean and under stress; nested cross-validation with 10 splits; four
   classifiers; original, clipped, robust-scaled and selected floats beside binary and ternary codes, with verdicts.
 --part speed: 5 neighbors among 200,000 rows of 512 features: packed codes, scikit-learn's brute force, and faiss.
---part sweep: counting all thresholds beside numpy.sum of the same array; memory of a stream of 10 GB.
+--part sweep: counting all thresholds beside numpy.sum of the same array.
+--part memory: of a stream of 10 GB.
 
 Hyper-parameters are chosen by an inner cross-validation on training parts alone. Rows of accuracy are kept in
 runs/benchmarks/discrimination, split by split, so the script can be stopped and goes on.
@@ -212,6 +213,29 @@ def sweeping(asked: argparse.Namespace) -> None:
         counts.sweep("binary"), counts.sweep("ternary")
         emit(f"{classes} classes: D at all thresholds from the counts", 1000 * (time.perf_counter() - counted), "ms")
         del x
+
+
+class Simulated:
+    """Chunks that are made when they are asked for."""
+
+    rows, features = 16384, 512
+    bytes = 4 * rows * features
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        generator = np.random.default_rng(index)
+        x = generator.standard_normal((self.rows, self.features), dtype=np.float32)
+        return x, generator.integers(0, 2, self.rows)
+
+
+def memory(asked: argparse.Namespace) -> None:
+    """Memory of streams; it comes first, because what is measured is the most that the process ever held."""
+    generator, d = np.random.default_rng(0), 512
     size = 0.4 if asked.quick else 10.0  # GB
 
     def stream() -> Iterator[tuple[Any, Any]]:
@@ -226,12 +250,19 @@ def sweeping(asked: argparse.Namespace) -> None:
     lb.count_features(taken)
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     emit(f"stream of {size:g} GB: more memory at its end than after two chunks", (after - before) / 1024, "MB", "<= 64")
+    lb.count_features(Simulated(8))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    lb.count_features(Simulated(round(size * 1e9 / Simulated.bytes)))
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    emit(f"{size:g} GB in chunks by index: more memory than with 8 of them", (after - before) / 1024, "MB", "<= 64")
+    emit("the most memory that the process held, chunks of 34 MB", after / 1024, "MB")
 
 
 def main() -> None:
     """Run the parts that were asked for."""
     options = parser(__doc__ or "")
     parts = {
+        "memory": memory,
         "theory": theoretical,
         "simulated": simulated,
         "speed": speed,

@@ -14,7 +14,7 @@ import lowbit
 
 ROOT = Path(lowbit.__file__).parent
 # a part may import only parts before it; a new part finds its place here first
-LEAVES = ["errors", "files", "progress", "batches", "inputs", "objectives", "compiled"]
+LEAVES = ["errors", "files", "progress", "batches", "inputs", "objectives", "drift", "compiled"]
 ORDER = [
     *LEAVES,
     *("formats", "granularity", "kernels", "ops", "scales", "quantizer", "recipe", "layers", "graph", "quantization"),

@@ -23,7 +23,7 @@ from safetensors.torch import save
 import lowbit as lb
 from lowbit import cli, files
 
-COMMANDS = ("demo", "pilot", "apply", "verify", "features")
+COMMANDS = ("demo", "pilot", "apply", "verify", "watch", "features")
 NETWORK = """
 import torch
 from torch import nn
@@ -624,3 +624,353 @@ def test_installed_command_fails_in_one_line(folder: Path, tmp_path: Path) -> No
     command = [str(Path(sys.executable).with_name("lowbit")), *map(str, applying(tmp_path, data="rgb.npz"))]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert "does not take inputs of shape" in refusal(Result(done.returncode, done.stdout, done.stderr))
+
+
+# Two models compared
+
+
+def test_help_of_compare(lowbit: Lowbit) -> None:
+    result = lowbit("compare", "--help")
+    assert (result.status, result.err) == (0, "")
+    assert "lowbit compare" in result.out
+    assert " compare " in lowbit("--help").out
+
+
+@pytest.fixture(scope="module")
+def rivals(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Files with a manifest: a network, one that differs by little, and one that is wrong; beside them, no rivals."""
+    from lowbit.export.onnx import export_onnx
+
+    out = tmp_path_factory.mktemp("rivals")
+    sys.path.append(str(folder))
+    network = files.resolve("net.py:build", folder)()
+    assert isinstance(network, torch.nn.Module)
+    inputs = torch.from_numpy(np.load(folder / "data.npz")["inputs"])
+    truth = network.eval()(inputs).argmax(1).numpy()
+    np.savez(folder / "known.npz", inputs=inputs.numpy(), labels=np.where(np.arange(60) < 55, truth, (truth + 1) % 4))
+    np.savez(folder / "sizes.npz", inputs=inputs[:, :, :7].numpy(), labels=truth)
+    np.savez(folder / "wide.npz", inputs=inputs.numpy(), labels=truth + 4)
+    provenance = {"data": {"source": "known.npz"}, "data_folder": str(folder), "seed": 0}
+    for name in ("old", "new", "broken"):
+        with torch.no_grad():
+            last = network.get_submodule("4").get_parameter("weight")
+            last.mul_({"old": 1.0, "new": 1.001, "broken": -1.0}[name])
+        export_onnx(network, out / f"{name}.onnx", inputs[:1], provenance=provenance)
+    (out / "copy.onnx").write_bytes((out / "old.onnx").read_bytes())
+    (out / "text.onnx").write_text("no ONNX file")
+    return out
+
+
+def test_compare_runs_two_files(lowbit: Lowbit, rivals: Path, tmp_path: Path) -> None:
+    """With the data that the manifest names; the figures are those of the files, run by ONNX Runtime itself."""
+    import onnxruntime as ort
+
+    result = lowbit(
+        "compare", rivals / "old.onnx", rivals / "broken.onnx", "--out", tmp_path / "new/out", "--show", "3"
+    )
+    assert (result.status, result.err) == (1, "")
+    given = np.load("known.npz")
+    said = {}
+    for name in ("old", "broken"):
+        session = ort.InferenceSession(rivals / f"{name}.onnx", providers=["CPUExecutionProvider"])
+        said[name] = session.run(None, {session.get_inputs()[0].name: given["inputs"]})[0].argmax(1)
+    a, b = said["old"] == given["labels"], said["broken"] == given["labels"]
+    assert a.sum() == 55
+    record = json.loads((tmp_path / "new/out/comparison.json").read_text())
+    assert (record["a"]["value"], record["b"]["value"]) == (a.mean(), b.mean())
+    assert (record["lost"], record["won"]) == ((a & ~b).sum(), (b & ~a).sum())
+    assert (record["verdict"], record["passed"], record["samples"]) == ("worse", False, 60)
+    assert record["files"]["a"]["sha256"] == files.sha256(rivals / "old.onnx")
+    assert record["data"]["source"] == "known.npz"
+    rows = (tmp_path / "new/out/differences.csv").read_text().splitlines()
+    assert rows[0] == "index,outcome,label,a,b,a_confidence,b_confidence,change"
+    told = sorted((int(row.split(",")[0]), int(row.split(",")[4])) for row in rows[1:])
+    assert told == [(i, int(said["broken"][i])) for i in np.flatnonzero(said["old"] != said["broken"]).tolist()]
+    assert rows[1].split(",")[1] == "lost"
+    assert "B is worse than A by more than the margin of 1 point: accuracy" in result.out
+    assert f"samples that differ: {len(told)}, the first 3" in result.out
+    assert "classes that lose: " in result.out
+    assert str(tmp_path / "new/out/comparison.json") in result.out
+
+
+def test_compare_gates(lowbit: Lowbit, rivals: Path) -> None:
+    """Exit status 0 if B is no worse; 1 if nothing can be decided, and then how many samples would."""
+    pair = ["compare", rivals / "old.onnx", rivals / "new.onnx"]
+    result = lowbit(*pair, "--data", "known.npz", "--margin", "0.1")
+    assert (result.status, result.err) == (0, "")
+    assert "B is equivalent to A within the margin of 10 points: accuracy 91.67 % against 91.67 %" in result.out
+    assert "samples that differ" not in result.out
+    result = lowbit(*pair, "--margin", "0.01", "--limit", "20")
+    assert (result.status, result.err) == (1, "")
+    assert "accuracy of 20 samples" in result.out
+    assert "undecided, B may lose more than the margin of 1 point, or nothing" in result.out
+    assert "samples more" in result.out
+    (rivals / "unlabeled.yaml").write_text("source: unlabeled.npz\n")
+    result = lowbit(*pair, "--data", "unlabeled.npz", "--metric", "agreement", "--margin", "0.1")
+    assert result.status == 0
+    assert "agreement 100.00 % against 100.00 %" in result.out
+
+
+def test_compare_with_a_fixed_batch_or_float16(lowbit: Lowbit, rivals: Path, tmp_path: Path) -> None:
+    """Files from elsewhere may fix the batch, here at 7, or take half floats; 60 samples are no multiple of it."""
+    import onnx
+
+    model = onnx.load(rivals / "old.onnx")
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 7
+    model.graph.output[0].type.tensor_type.shape.dim[0].dim_value = 7
+    onnx.save(model, tmp_path / "seven.onnx")
+    make = onnx.helper
+    weight = onnx.numpy_helper.from_array(np.ones((64, 4), np.float16), "w")
+    graph = make.make_graph(
+        [make.make_node("Flatten", ["x"], ["f"]), make.make_node("MatMul", ["f", "w"], ["y"])],
+        "half",
+        [make.make_tensor_value_info("x", onnx.TensorProto.FLOAT16, ["n", 1, 8, 8])],
+        [make.make_tensor_value_info("y", onnx.TensorProto.FLOAT16, ["n", 4])],
+        [weight],
+    )
+    onnx.save(make.make_model(graph, opset_imports=[make.make_opsetid("", 21)], ir_version=10), tmp_path / "half.onnx")
+    told = lowbit("compare", tmp_path / "seven.onnx", tmp_path / "half.onnx", "--data", "known.npz", "--margin", "0.1")
+    assert (told.status, told.err) == (1, "")
+    assert "accuracy of 60 samples" in told.out
+    assert "A  91.67 %" in told.out
+
+
+@pytest.fixture(scope="module")
+def logs(folder: Path) -> dict[str, int]:
+    """The same outcomes as CSV, Parquet and npz; and how many samples B loses and wins in them."""
+    generator = np.random.default_rng(0)
+    names = np.array(["cat", "dog", "eel"])
+    truth = names[np.arange(300) % 3]
+    old, new = (np.where(generator.random(300) < keep, truth, names[(np.arange(300) + 1) % 3]) for keep in (0.9, 0.7))
+    a, b = old == truth, new == truth
+    table = {"old": old, "new": new, "truth": truth, "a_hit": a.astype(int), "b_hit": b.astype(int)}
+    errors = generator.exponential(size=300)
+    table |= {"a_error": errors, "b_error": errors * 0.9, "id": np.arange(300)}
+    rows = zip(*(column.tolist() for column in table.values()), strict=True)
+    text = [",".join(table), *(",".join(map(str, row)) for row in rows)]
+    (folder / "log.csv").write_text("\n".join(text) + "\n")
+    np.savez(folder / "log.npz", **table)
+    arrays: dict[str, Any] = {name: pa.array(column.tolist()) for name, column in table.items()}
+    arrays["truth"] = arrays["truth"].dictionary_encode()  # as pandas writes categories
+    pq.write_table(pa.table(arrays | {"when": pa.array([None] * 300)}), folder / "log.parquet")
+    for name, column in (("old", old), ("new", new)):
+        np.savez(folder / f"{name}.npz", predictions=column, labels=truth)
+    np.savez(folder / "other.npz", predictions=new, labels=truth[::-1])
+    return {"lost": int((a & ~b).sum()), "won": int((b & ~a).sum())}
+
+
+@pytest.mark.parametrize("kind", ["csv", "npz", "parquet"])
+def test_compare_of_logged_outcomes(lowbit: Lowbit, logs: dict[str, int], tmp_path: Path, kind: str) -> None:
+    log = ["compare", "--outcomes", f"log.{kind}"]
+    for columns in (["--a", "old", "--b", "new", "--label", "truth"], ["--a", "a_hit", "--b", "b_hit"]):
+        result = lowbit(*log, *columns, "--out", tmp_path)
+        assert (result.status, result.err) == (1, "")
+        record = json.loads((tmp_path / "comparison.json").read_text())
+        assert {key: record[key] for key in ("lost", "won")} == logs
+        assert record["verdict"] == "worse"
+        assert record["metric"] == ("accuracy" if "truth" in columns else "hits")
+    result = lowbit(*log, "--a", "a_error", "--b", "b_error", "--metric", "error", "--margin", "0.01")
+    assert (result.status, result.err) == (0, "")
+    assert "B is better than A: error" in result.out
+
+
+def test_compare_of_two_logs(lowbit: Lowbit, logs: dict[str, int], rivals: Path, tmp_path: Path) -> None:
+    result = lowbit("compare", "old.npz", "new.npz", "--labels", "labels", "--out", tmp_path)
+    assert (result.status, result.err) == (1, "")
+    assert {key: json.loads((tmp_path / "comparison.json").read_text())[key] for key in logs} == logs
+    lines = [line for line in result.out.splitlines() if line.startswith(("index", "class ", "cat", "dog"))]
+    assert lines
+    assert max(map(len, lines)) <= 80
+    np.savez(tmp_path / "log.npz", outputs=np.load("known.npz")["labels"], id=np.arange(60))
+    result = lowbit("compare", rivals / "old.onnx", tmp_path / "log.npz")  # a file, and what another one said
+    assert result.status == 0
+    assert "B is better than A" in result.out or "no worse" in result.out
+
+
+def test_compare_shows_no_control_characters(lowbit: Lowbit, tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text("a,b,t\n" + "x,\x1b[31m[bold]y,x\n" * 3)
+    result = lowbit("compare", "--outcomes", tmp_path / "log.csv", "--a", "a", "--b", "b", "--label", "t")
+    assert result.status == 1
+    assert "\x1b" not in result.out
+    assert "?[31m[bold]y" in result.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ([], "expected two models or logs, A and B, or one log with --outcomes"),
+        (["{old}"], "expected two models or logs, A and B"),
+        (["{old}", "{copy}"], "copy.onnx' are the same file by hash; give two that differ"),
+        (["{old}", "{text}"], "text.onnx': "),
+        (["{old}", "no.onnx"], "cannot read 'no.onnx': No such file or directory"),
+        (["{old}", "{new}", "--data", "no.npz"], "no.npz': No such file"),
+        (
+            ["{old}", "{new}", "--data", "sizes.npz"],
+            "takes samples of shape [1, 8, 8], the data has [1, 7, 8]; correct",
+        ),
+        (["{old}", "{new}", "--data", "clusters.npz"], "takes samples of shape [1, 8, 8], the data has [6]; correct"),
+        (["{old}", "{new}", "--data", "wide.npz"], "labels go from 4 to "),
+        (["{old}", "{new}", "--data", "unlabeled.npz", "--metric", "accuracy"], "metric 'accuracy' needs labels"),
+        (["{old}", "{new}", "--metric", "acuracy"], "metric 'acuracy' is unknown; expected accuracy, agreement"),
+        (["{old}", "{new}", "--margin", "0"], "margin is 0, expected a number above 0"),
+        (["{old}", "{new}", "--a", "x"], "--a names a column, and A is no log; leave it out"),
+        (["{old}", "{new}", "--runtime", "tensorrt"], "--runtime 'tensorrt' is unknown"),
+        (["{old}", "{new}", "--limit", "1"], "got 1 samples, expected two at least"),
+        (["{old}", "{new}", "--outcomes", "log.csv"], "--outcomes holds both sides; leave A, B, --data"),
+        (["--outcomes", "log.csv"], "'log.csv' has columns old, new, truth, a_hit, b_hit, a_error, b_error, id; name"),
+        (["--outcomes", "log.csv", "--a", "old", "--b", "old"], "--a and --b are the same column 'old'"),
+        (["--outcomes", "log.csv", "--a", "old", "--b", "no"], "'log.csv' has no column 'no'; choose from old, new"),
+        (["--outcomes", "log.parquet", "--a", "when", "--b", "new"], "'log.parquet' column 'when' is null, expected"),
+        (["--outcomes", "log.csv", "--a", "a_error", "--b", "b_error"], "got numbers without labels; give labels"),
+        (["--outcomes", "net.py", "--a", "x", "--b", "y"], "log 'net.py' ends in '.py', expected .npz, .csv, .parquet"),
+        (["--outcomes", "empty.csv", "--a", "x", "--b", "y"], "cannot read 'empty.csv'"),
+        (["--outcomes", "hole.csv", "--a", "x", "--b", "y"], "'hole.csv' column 'y' is empty or NaN in row 1"),
+        (["--outcomes", "twice.csv", "--a", "x", "--b", "y"], "'twice.csv' has column 'x' twice"),
+        (["--outcomes", "ragged.csv", "--a", "x", "--b", "y"], "cannot read 'ragged.csv'"),
+        (["--outcomes", "clusters.npz", "--a", "inputs", "--b", "labels"], "has a column 'labels': name the labels"),
+        (["old.npz", "new.npz"], "'old.npz' has a column 'labels': name the labels with --label"),
+        (["old.npz", "other.npz", "--label", "labels"], "the labels in 'old.npz' and 'other.npz' differ; log the same"),
+        (["old.npz", "new.npz", "--label", "no"], "neither 'old.npz' nor 'new.npz' has a column 'no'"),
+        (["old.npz", "log.csv", "--label", "truth"], "'log.csv' has columns old, new, truth, a_hit"),
+        (["old.npz", "new.npz", "--label", "labels", "--limit", "3"], "--inputs and --limit are of data"),
+        (["old.npz", "{old}", "--data", "known.npz"], "A has 300 samples and B 60, expected the same ones"),
+    ],
+)
+def test_wrong_comparison(
+    lowbit: Lowbit, logs: dict[str, int], rivals: Path, clusters: Path, arguments: list[str], told: str
+) -> None:
+    Path("empty.csv").write_text("")
+    Path("hole.csv").write_text("x,y\n1,0\n1,\n0,1\n")
+    Path("twice.csv").write_text("x,x,y\n1,0,1\n1,1,1\n")
+    Path("ragged.csv").write_text("x,y\n1,0\n1,0,1\n")
+    given = [str(rivals / f"{one[1:-1]}.onnx") if one.startswith("{") else one for one in arguments]
+    assert told in refusal(lowbit("compare", *given))
+
+
+def test_a_log_with_odd_names_is_refused_in_one_line(lowbit: Lowbit, tmp_path: Path) -> None:
+    columns = ["--a", "x", "--b", "y"]
+    (tmp_path / "newline.csv").write_text('"a\n\x1b[31mb",c\n1,0\n')
+    told = refusal(lowbit("compare", "--outcomes", tmp_path / "newline.csv", *columns))
+    assert told.endswith("has no column 'x'; choose from a??[31mb, c")
+    (tmp_path / "latin.csv").write_bytes(b"\xe9t\xe9,y\n1,0\n")
+    assert "cannot read" in refusal(lowbit("compare", "--outcomes", tmp_path / "latin.csv", *columns))
+    (tmp_path / "wide.csv").write_text(",".join(f"column{i}" for i in range(500)) + "\n")
+    assert "column19 and 480 others" in refusal(lowbit("compare", "--outcomes", tmp_path / "wide.csv", *columns))
+
+
+# Watching a file in use
+
+
+@pytest.fixture(scope="module")
+def new_data(folder: Path) -> None:
+    """Draws like those of the calibration, brighter ones, few."""
+    inputs = torch.randn(60, 1, 8, 8, generator=torch.Generator().manual_seed(1)).numpy()
+    np.savez(folder / "alike.npz", inputs=inputs)
+    np.savez(folder / "bright.npz", inputs=inputs + np.float32(0.8))
+    np.savez(folder / "three.npz", inputs=inputs[:3] + np.float32(5))
+
+
+@pytest.mark.usefixtures("new_data")
+def test_watch_tells_drift_by_its_exit_status(lowbit: Lowbit, exported: Path, tmp_path: Path) -> None:
+    result = lowbit("watch", exported, "--data", "alike.npz", "--json", tmp_path / "watch.json")
+    assert (result.status, result.err) == (0, "")
+    assert result.out.splitlines()[-1].startswith("no drift: none of ")
+    written = json.loads((tmp_path / "watch.json").read_text())
+    assert (written["drifted"], written["samples"], written["reference_samples"]) == (False, 60, 60)
+    result = lowbit("watch", exported, "--data", "bright.npz", "--json", tmp_path / "watch.json", "--limit", "50")
+    assert (result.status, result.err) == (1, "")
+    assert "input: input 'input' is " in result.out
+    assert "  look at the preprocessing first" in result.out
+    assert result.out.splitlines()[-1].startswith("drift: ")
+    table = [line for line in result.out.splitlines() if line.startswith(("tensor ", "activations."))]
+    assert table[0].split() == ["tensor", "index", "at", "lowest", "was", "at", "highest", "was"]
+    assert len(table) > 2
+    assert max(map(len, table)) <= 80
+    written = json.loads((tmp_path / "watch.json").read_text())
+    assert (written["drifted"], written["samples"]) == (True, 50)
+    assert next(one["kind"] for one in written["checks"] if one["alarm"]) == "input"
+    result = lowbit("watch", exported, "--data", "three.npz")
+    assert (result.status, result.out.splitlines()[-1]) == (
+        0,
+        "nothing can be told: 3 new samples, expected 30 or more",
+    )
+
+
+@pytest.mark.usefixtures("new_data")
+def test_watch_beside_the_float_model(lowbit: Lowbit, exported: Path, tmp_path: Path) -> None:
+    model: Any = files.resolve("net.py:build")()
+    reference = lb.export_onnx(model.eval(), tmp_path / "float.onnx", torch.zeros(1, 1, 8, 8)).path
+    result = lowbit("watch", exported, "--data", "alike.npz", "--reference", reference, "--margin", "0.05")
+    assert (result.status, result.err) == (0, "")
+    assert "predicts as the float model on " in result.out
+    assert "no file '" in refusal(lowbit("watch", exported, "--data", "alike.npz", "--reference", tmp_path / "no.onnx"))
+
+
+@pytest.mark.usefixtures("new_data")
+def test_watch_of_an_older_file(lowbit: Lowbit, tampered: Path, exported: Path) -> None:
+    """It says what to do, and that works; a later verification with --renew changes what is compared with."""
+    manifest = tampered.parent / "manifest.json"
+    entry = json.loads(manifest.read_text())
+    kept = entry["model.onnx"].pop("watch")
+    manifest.write_text(json.dumps(entry))
+    told = "does not tell what the file saw; run lowbit apply or lowbit pilot again, or lowbit verify on the data"
+    assert told in refusal(lowbit("watch", tampered, "--data", "alike.npz"))
+    assert lowbit("verify", tampered).status == 0
+    again = json.loads(manifest.read_text())["model.onnx"]["watch"]
+    assert again | {"agreement": None} == kept | {"agreement": None}
+    assert lowbit("watch", tampered, "--data", "bright.npz").status == 1
+    with pytest.warns(UserWarning, match="is not like the calibration data"):
+        assert lowbit("verify", tampered, "--data", "bright.npz", "--renew").status == 0
+    assert lowbit("watch", tampered, "--data", "bright.npz").status == 0
+
+
+@pytest.mark.usefixtures("new_data")
+def test_watch_hints_at_preprocessing_that_is_missing(lowbit: Lowbit, tampered: Path) -> None:
+    manifest = tampered.parent / "manifest.json"
+    entry = json.loads(manifest.read_text())
+    entry["model.onnx"]["provenance"]["data"]["preprocess"] = {"mean": [0.8]}
+    manifest.write_text(json.dumps(entry))
+    hint = "give --data a YAML file with the same preprocess section"
+    assert hint in lowbit("watch", tampered, "--data", "bright.npz").out
+    Path("bright.yaml").write_text("source: bright.npz\npreprocess: {mean: [0.8]}\n")
+    result = lowbit("watch", tampered, "--data", "bright.yaml")
+    assert result.status == 0
+    assert hint not in result.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--data", "no.npz"), "no.npz': No such file"),
+        (("--data", "rgb.npz"), "the file does not take inputs of shape [6, 3, 8, 8] ("),
+        (("--data", "data.npz", "--runtime", "tensorrt"), "--runtime 'tensorrt' is unknown"),
+        (("--data", "data.npz", "--margin", "2"), "margin is 2.0, expected a share from 0 to below 1"),
+        (("--data", "data.npz", "--json", "no/such/watch.json"), "watch.json"),
+    ],
+)
+def test_wrong_watching(lowbit: Lowbit, exported: Path, folder: Path, arguments: tuple[str, ...], told: str) -> None:
+    write_data(folder)
+    assert told in refusal(lowbit("watch", exported, *arguments))
+
+
+def test_watch_refuses_a_changed_file_or_section(lowbit: Lowbit, tampered: Path) -> None:
+    manifest = tampered.parent / "manifest.json"
+    entry = json.loads(manifest.read_text())
+    entry["model.onnx"]["watch"]["samples"] = -1
+    manifest.write_text(json.dumps(entry))
+    told = refusal(lowbit("watch", tampered, "--data", "data.npz"))
+    assert "model.onnx, watch: samples: Input should be greater than 0, got -1" in told
+    tampered.write_bytes(tampered.read_bytes() + b"\0")
+    assert "is not the file its manifest describes" in refusal(lowbit("watch", tampered, "--data", "data.npz"))
+
+
+def test_a_pilot_file_can_be_watched(lowbit: Lowbit, folder: Path, tmp_path: Path) -> None:
+    data = {"calibration": {"source": "unlabeled.npz"}, "test": {"source": "data.npz"}}
+    assert lowbit("pilot", save_pilot(folder / "watched.yaml", data=data), "--out", tmp_path).status == 0
+    variants = tmp_path / "variants"
+    reference = ("--reference", variants / "float/model.onnx")
+    result = lowbit("watch", variants / "w8a8/model.onnx", "--data", "data.npz", *reference)
+    assert (result.status, result.err) == (0, "")
+    trial = json.loads((variants / "w8a8/trial.json").read_text())
+    noted = json.loads((variants / "w8a8/manifest.json").read_text())["model.onnx"]["watch"]["agreement"]
+    assert noted["same"] / noted["samples"] == trial["agreement"]["value"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -208,6 +210,90 @@ def test_parquet_lists_of_numbers_are_inputs_too(tmp_path: Path) -> None:
     assert torch.equal(everything(fixed, 128), torch.from_numpy(values[::-1].copy()))
 
 
+def tabular(count: int = 600, seed: int = 0) -> dict[str, np.ndarray]:
+    """Columns of all kinds of numbers, with a label among them."""
+    generator = np.random.default_rng(seed)
+    return {
+        "b": generator.normal(size=count),
+        "a": generator.integers(-1000, 1000, count),
+        "label": generator.integers(0, 3, count),
+        "yes": generator.random(count) < 0.5,
+        "small": generator.normal(size=count).astype(np.float32),
+    }
+
+
+def as_rows(table: dict[str, np.ndarray]) -> torch.Tensor:
+    return torch.from_numpy(np.stack([table[key].astype(np.float32) for key in ("b", "a", "yes", "small")], axis=1))
+
+
+def write_table(path: Path, table: dict[str, np.ndarray], group: int = 70, **others: object) -> Path:
+    pq.write_table(pa.table({**table, **others}), path, row_group_size=group)
+    return path
+
+
+def test_parquet_tables_give_one_input_a_column(tmp_path: Path) -> None:
+    """In the order of the first file, over row groups and files, whatever stands between the columns."""
+    table = tabular()
+    write_table(tmp_path / "t-0.parquet", {key: values[:290] for key, values in table.items()}, text=["x"] * 290)
+    back = {key: values[290:] for key, values in reversed(table.items())}
+    write_table(tmp_path / "t-1.parquet", back, group=1000)
+    data = open_data("t-*.parquet", folder=tmp_path)
+    assert (len(data), data.input_shape) == (600, (4,))
+    assert data.labels is not None
+    assert data.labels.tolist() == table["label"].tolist()
+    assert torch.equal(everything(data, 128), as_rows(table))
+    for limit in (1, 7, 400):
+        taken = data.take(limit, seed=limit)
+        assert torch.equal(everything(taken), as_rows(table)[torch.from_numpy(taken.positions)])
+    scaled = open_data("t-*.parquet", folder=tmp_path, preprocess=Preprocess(mean=(1, 2, 3, 4), std=(5, 6, 7, 8)))
+    expected = (as_rows(table) - torch.tensor([1.0, 2, 3, 4])) / torch.tensor([5.0, 6, 7, 8])
+    torch.testing.assert_close(everything(scaled), expected)
+
+
+def test_labels_of_a_parquet_table_are_no_inputs(tmp_path: Path) -> None:
+    """By the usual names, and by a given one; an index that pandas wrote is no input either."""
+    x = np.arange(3.0)
+    for name in ("label", "labels", "y", "target"):
+        data = open_data(write_table(tmp_path / "a.parquet", {"x": x, name: np.array([2, 0, 1])}))
+        assert data.labels is not None
+        assert (data.input_shape, data.labels.tolist()) == ((1,), [2, 0, 1])
+    path = write_table(tmp_path / "a.parquet", {"x": x, "kind": np.array([2, 0, 1]), "__index_level_0__": x})
+    data = open_data(path, labels="kind")
+    assert data.labels is not None
+    assert (data.input_shape, data.labels.tolist()) == ((1,), [2, 0, 1])
+    unlabeled = open_data(path)
+    assert (unlabeled.input_shape, unlabeled.labels) == ((2,), None)
+    decimals = pa.array([1, 2, 3]).cast(pa.decimal128(21, 2))
+    write_table(path, {}, price=decimals)
+    assert everything(open_data(path)).tolist() == [[1], [2], [3]]
+
+
+def test_lists_win_over_columns_of_numbers(tmp_path: Path) -> None:
+    path = write_table(tmp_path / "a.parquet", {"age": np.ones(2)}, features=[[1.0, 2.0], [3.0, 4.0]])
+    assert everything(open_data(path)).tolist() == [[1, 2], [3, 4]]
+
+
+def test_the_hash_of_a_parquet_table_is_of_its_contents(tmp_path: Path) -> None:
+    data = open_data(write_table(tmp_path / "a.parquet", tabular()))
+    assert data.hash == open_data(write_table(tmp_path / "b.parquet", tabular())).hash
+    others = [
+        open_data(write_table(tmp_path / "c.parquet", tabular(seed=1))),
+        open_data(tmp_path / "a.parquet", labels="a"),
+        data.take(30, seed=0),
+    ]
+    assert len({data.hash, *(other.hash for other in others)}) == 4
+
+
+def test_hashes_of_parquet_columns_are_those_of_before(tmp_path: Path) -> None:
+    """A recorded hash says which inputs a run saw, so it must not change with lowbit: this is the form it has."""
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"x": [[1.0, 2.0], [3.0, 4.0]], "label": [0, 1]}), path)
+    described = [f"x {hashlib.sha256(path.read_bytes()).hexdigest()}", 1.0, [], [], "NCHW", None]
+    labels = hashlib.sha256(b"<i8 (2,)" + np.array([0, 1]).tobytes()).hexdigest()
+    parts = json.dumps(described).encode(), np.arange(2).tobytes(), labels.encode()
+    assert open_data(path).hash == hashlib.sha256(b"".join(parts)).hexdigest()
+
+
 def test_image_folder_classes_are_the_sorted_sub_folders(tmp_path: Path) -> None:
     images = pictures(5)
     folder = write_folder(tmp_path / "images", {"dog": images[:2], "cat": images[2:]})
@@ -322,7 +408,25 @@ def test_labels_that_do_not_fit_are_refused() -> None:
     inputs = np.zeros((3, 2))
     assert "4 labels for 3 inputs" in refusal(from_arrays, inputs, np.zeros(4))
     assert "one labels for 3 inputs" in refusal(from_arrays, inputs, np.array(1))
-    assert "labels are <U1, expected integers or floats" in refusal(from_arrays, inputs, np.array(["a"] * 3))
+    assert refusal(from_arrays, inputs, np.array(["a"] * 3)) == (
+        "data 'arrays': labels are <U1, expected integers or floats; number the classes from 0, for example by "
+        "numpy.unique(labels, return_inverse=True)[1]"
+    )
+    assert "labels are complex128, expected integers or floats; convert them" in refusal(
+        from_arrays, inputs, np.ones(3, np.complex128)
+    )
+
+
+@pytest.mark.parametrize("labels", [["a", "b"], pa.array(["a", "b"]).dictionary_encode()])
+def test_string_labels_in_parquet_files_say_what_to_do(tmp_path: Path, labels: object) -> None:
+    path = tmp_path / "a.parquet"
+    for inputs in ([[1.0], [2.0]], [1.0, 2.0]):
+        pq.write_table(pa.table({"x": inputs, "label": labels}), path)
+        message = refusal(open_data, path)
+        assert "column 'label' is " in message
+        assert message.endswith(
+            "number the classes from 0, for example by numpy.unique(labels, return_inverse=True)[1]"
+        )
 
 
 @pytest.mark.parametrize(
@@ -360,7 +464,7 @@ def test_unknown_arrays_and_columns_are_listed(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"text": ["a"], "label": ["b"], "words": [["c"]]}), path)
     message = refusal(open_data, path)
-    assert "no image or list of numbers among columns text (string), label (string), words (list)" in message
+    assert "no image, list of numbers or number among columns text (string), label (string), words (list)" in message
     assert "has no column 'x'; choose from text, label, words" in refusal(open_data, path, inputs="x")
     assert "column 'text' is string, expected image or list of numbers" in refusal(open_data, path, inputs="text")
     write_parquet(path, pictures(2), [0, 1])
@@ -420,6 +524,52 @@ def test_rows_without_a_value_are_located(tmp_path: Path) -> None:
     pq.write_table(pa.table({"x": [[1.0], [2.0, 3.0]]}), path)
     data = open_data(path)
     assert f"'{path}' row 1: shape [2], expected [1] like the first; pad or cut" in refusal(everything, data)
+
+
+@pytest.mark.parametrize(
+    ("column", "bad", "told"),
+    [
+        ("a", None, "column 'a' is empty; remove the row or fill it"),
+        ("yes", None, "column 'yes' is empty; remove the row or fill it"),
+        ("b", None, "column 'b' is empty; remove the row or fill it"),
+        ("label", None, "column 'label' is empty; remove the row or fill it"),
+        ("b", np.nan, "column 'b' holds NaN or infinity, expected a finite number; remove the row or fill it"),
+        ("b", -np.inf, "column 'b' holds NaN or infinity, expected a finite number; remove the row or fill it"),
+        ("b", 1e300, "column 'b' holds NaN or infinity, expected a finite number; remove the row or fill it"),
+    ],
+)
+def test_values_of_a_parquet_table_that_are_no_numbers_are_located(
+    tmp_path: Path, column: str, bad: float | None, told: str
+) -> None:
+    values = {key: part.tolist() for key, part in tabular().items()}
+    values[column][333] = bad
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table(values), path, row_group_size=100)
+    assert refusal(lambda: everything(open_data(path))) == f"'{path}' row 333: {told}"
+    if column != "label":  # rows that are not taken do not matter
+        data = open_data(path)
+        rest = [x for x in data.take(599, seed=0).positions.tolist() if x != 333]
+        few = Data(data.name, data.source, np.array(rest), None, data.input_shape, data.preprocess)
+        assert len(everything(few)) == len(rest) > 590
+
+
+def test_parquet_tables_that_differ_are_refused(tmp_path: Path) -> None:
+    first = write_table(tmp_path / "a.parquet", {"x": np.ones(2), "z": np.ones(2)})
+    pattern, second = str(tmp_path / "*.parquet"), tmp_path / "b.parquet"
+    alike = f"expected those of '{first}'; write them alike"
+    write_table(second, {"x": np.ones(2)})
+    assert refusal(open_data, pattern) == f"'{second}' has no column of numbers 'z', {alike}"
+    write_table(second, {"x": np.ones(2)}, z=["a", "b"])
+    assert refusal(open_data, pattern) == f"'{second}' has no column of numbers 'z', {alike}"
+    write_table(second, {"x": np.ones(2), "z": np.ones(2), "w": np.ones(2)})
+    assert refusal(open_data, pattern) == f"'{second}' has another column 'w', {alike}"
+    write_table(first, {"x": np.ones(2), "label": np.ones(2)})
+    write_table(second, {"x": np.ones(2)})
+    assert refusal(open_data, pattern) == f"'{second}' has no column 'label'; choose from x"
+    second.unlink()
+    double = pa.table([pa.array([1.0]), pa.array([2.0]), pa.array([3.0])], names=["x", "x", "z"])
+    pq.write_table(double, first)
+    assert refusal(open_data, first) == f"'{first}' has several columns 'x'; rename all but one"
 
 
 def test_a_file_that_shrinks_while_it_is_read_is_noticed(tmp_path: Path) -> None:

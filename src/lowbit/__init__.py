@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from lowbit.export.onnx import export_onnx as export_onnx
     from lowbit.export.verify import Verification as Verification
     from lowbit.export.verify import verify as verify
+    from lowbit.export.watching import Watched as Watched
+    from lowbit.export.watching import watch as watch
     from lowbit.formats import Binary as Binary
     from lowbit.formats import Block as Block
     from lowbit.formats import Float as Float
@@ -74,6 +76,8 @@ if TYPE_CHECKING:
     from lowbit.methods.search.policy import Controller as Controller
     from lowbit.methods.search.run import Search as Search
     from lowbit.methods.search.run import search as search
+    from lowbit.pilot.abtest import Comparison as Comparison
+    from lowbit.pilot.abtest import compare as compare
     from lowbit.post_training.correction import correct_moments as correct_moments
     from lowbit.post_training.equalization import equalize as equalize
     from lowbit.post_training.levels import post_train as post_train
@@ -100,6 +104,7 @@ _HOMES = {
     "lowbit.export.measured": ("measure_formats",),
     "lowbit.export.onnx": ("Exported", "export_onnx"),
     "lowbit.export.verify": ("Verification", "verify"),
+    "lowbit.export.watching": ("Watched", "watch"),
     "lowbit.formats": ("Binary", "Block", "Float", "Int", "MidRise", "Ternary", "parse"),
     "lowbit.granularity": ("PerChannel", "PerGroup", "PerTensor"),
     "lowbit.methods.curves.choose": ("choose_path",),
@@ -135,6 +140,7 @@ _HOMES = {
     "lowbit.methods.search.architecture.run": ("JointSearch", "search_architecture"),
     "lowbit.methods.search.policy": ("Controller",),
     "lowbit.methods.search.run": ("Search", "search"),
+    "lowbit.pilot.abtest": ("Comparison", "compare"),
     "lowbit.post_training.correction": ("correct_moments",),
     "lowbit.post_training.equalization": ("equalize",),
     "lowbit.post_training.levels": ("post_train",),

@@ -1,9 +1,10 @@
 """Which inputs a model sees, in which order.
 
-Inputs come from arrays, an `.npz` file, an image folder, Parquet files in the Hugging Face image layout, or a function
-that the user wrote. All of them end up as one `Data`: a fixed order of samples, read in batches as often as wanted,
-with labels where there are some and a hash that says which inputs they were. Images are decoded batch by batch, so
-memory does not grow with their number; arrays stay in memory as they are and become float32 batch by batch.
+Inputs come from arrays, an `.npz` file, an image folder, Parquet files (images in the Hugging Face layout, lists of
+numbers, or a table with one column a feature), or a function that the user wrote. All of them end up as one `Data`: a
+fixed order of samples, read in batches as often as wanted, with labels where there are some and a hash that says which
+inputs they were. Images are decoded batch by batch, so memory does not grow with their number; arrays stay in memory as
+they are and become float32 batch by batch.
 
 A damaged file, an odd shape or a NaN is an error that names the file and the row: a benchmark on silently repaired data
 proves nothing.
@@ -18,7 +19,9 @@ import io
 import itertools
 import json
 import math
-from collections.abc import Iterable, Iterator
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, final
@@ -38,6 +41,7 @@ _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
 # Named one by one because Pillow would run Ghostscript on an EPS file.
 _PILLOW_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF")
 _ROWS_AT_ONCE = 256  # of a Parquet file
+_NUMBERED = "number the classes from 0, for example by numpy.unique(labels, return_inverse=True)[1]"
 
 
 @final
@@ -74,7 +78,7 @@ class Data:
     """Inputs in a fixed order, with labels where there are some. Made by `open_data` or `from_arrays`."""
 
     name: str
-    source: _Arrays | _Folder | _Parquet
+    source: _Source
     positions: np.ndarray  # of the chosen samples within the source, int64, ascending
     labels: torch.Tensor | None  # int64 classes or float32 targets, one a sample
     input_shape: tuple[int, ...]  # of one sample as the model sees it
@@ -155,6 +159,7 @@ def open_data(
     Args:
         source: an `.npz` file; a Parquet file or a pattern such as `train-*.parquet`; a folder of images, whose
             sub-folders are the classes in sorted order; or `module:function`, which returns inputs or (inputs, labels).
+            Where Parquet files have neither an image nor a list column, all numeric columns but the label's are inputs.
         folder: where relative paths begin; the current folder by default.
         preprocess: what happens to the inputs; nothing by default.
         inputs: the `.npz` array or Parquet column of the inputs, where the usual names do not find it.
@@ -275,24 +280,84 @@ class _Parquet:
     size: tuple[int, int] | None
 
     def samples(self, positions: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-        start = 0
-        for path, count in zip(self.paths, self.counts, strict=True):
-            rows = _between(positions, start, start + count) - start
+        for path, rows in _by_file(self.paths, self.counts, positions):
             for row, value in _read_rows(path, self.column, self.encoded, rows):
                 where = f"'{path}' row {row}"
                 if value is None:
                     raise DataError(f"{where}: column '{self.column}' is empty; remove the row or fill it")
                 yield where, value if isinstance(value, np.ndarray) else _decode(value, where, self.size)
-            start += count
 
     def digest(self, positions: np.ndarray) -> str:
         return " ".join([self.column, *map(files.sha256, self.paths)])
 
 
+@dataclass(frozen=True)
+class _Table:
+    """Parquet files with one numeric column a feature."""
+
+    paths: tuple[Path, ...]
+    counts: tuple[int, ...]  # rows of each file
+    columns: tuple[str, ...]
+
+    def samples(self, positions: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+        for path, rows in _by_file(self.paths, self.counts, positions):
+            for numbers, values in _read_table(path, self.columns, rows):
+                for row, value in zip(numbers.tolist(), values, strict=True):
+                    yield f"'{path}' row {row}", value
+
+    def digest(self, positions: np.ndarray) -> str:
+        return " ".join([json.dumps(self.columns), *map(files.sha256, self.paths)])
+
+
+_Source = _Arrays | _Folder | _Parquet | _Table
+
+
+def _by_file(paths: Sequence[Path], counts: Sequence[int], positions: np.ndarray) -> Iterator[tuple[Path, np.ndarray]]:
+    """Yield each file with those of its rows that are at the ascending positions."""
+    start = 0
+    for path, count in zip(paths, counts, strict=True):
+        yield path, _between(positions, start, start + count) - start
+        start += count
+
+
 def _read_rows(
     path: Path, column: str, encoded: bool, rows: np.ndarray
 ) -> Iterator[tuple[int, bytes | np.ndarray | None]]:
-    """Yield the wanted rows of a Parquet column, skipping the row groups without any."""
+    """Yield the wanted rows of a Parquet column with their numbers."""
+    for start, batch, wanted in _read_batches(path, [column], rows):
+        values = batch.column(0)
+        if encoded:  # flatten, unlike field, keeps an empty struct empty
+            values = values.flatten()[values.type.get_field_index("bytes")]
+        for row in wanted.tolist():
+            value = values[row - start]
+            if not value.is_valid:
+                yield row, None
+            else:
+                yield row, value.as_py() if encoded else value.values.to_numpy(zero_copy_only=False)
+
+
+def _read_table(path: Path, columns: Sequence[str], rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield numbers of the wanted rows `[n]` and their values in all columns, float32 `[n, d]`."""
+    for start, batch, wanted in _read_batches(path, columns, rows):
+        values = np.empty((len(wanted), len(columns)), np.float32)
+        bad = np.zeros(values.shape, bool)
+        for i, name in enumerate(columns):
+            column = batch.column(name)
+            bad[:, i] = ~column.is_valid().to_numpy(zero_copy_only=False)[wanted - start]
+            numbers = column.cast("double", safe=False).to_numpy(zero_copy_only=False)[wanted - start]
+            with np.errstate(over="ignore"):  # beyond float32 becomes infinite, which is reported below
+                values[:, i] = numbers
+        if not np.isfinite(values).all():  # an empty value is a NaN here
+            row, i = np.argwhere(~np.isfinite(values))[0]
+            what = "is empty" if bad[row, i] else "holds NaN or infinity, expected a finite number"
+            raise DataError(f"'{path}' row {wanted[row]}: column '{columns[i]}' {what}; remove the row or fill it")
+        yield wanted, values
+
+
+def _read_batches(
+    path: Path, columns: Sequence[str], rows: np.ndarray
+) -> Iterator[tuple[int, pa.RecordBatch, np.ndarray]]:
+    """Yield the first row, the columns and the wanted rows of a batch, skipping the row groups without any."""
     import pyarrow.parquet as pq
 
     with files.reading(path), pq.ParquetFile(path) as file:
@@ -303,17 +368,9 @@ def _read_rows(
             if not len(wanted):
                 continue
             with files.reading(path, f"rows {start} to {end - 1}"):
-                for batch in file.iter_batches(_ROWS_AT_ONCE, row_groups=[group], columns=[column], use_threads=False):
-                    values = batch.column(0)
-                    if encoded:  # flatten, unlike field, keeps an empty struct empty
-                        values = values.flatten()[values.type.get_field_index("bytes")]
-                    for row in _between(wanted, start, start + len(values)).tolist():
-                        value = values[row - start]
-                        if not value.is_valid:
-                            yield row, None
-                        else:
-                            yield row, value.as_py() if encoded else value.values.to_numpy(zero_copy_only=False)
-                    start += len(values)
+                for batch in file.iter_batches(_ROWS_AT_ONCE, row_groups=[group], columns=columns, use_threads=False):
+                    yield start, batch, _between(wanted, start, start + len(batch))
+                    start += len(batch)
                     if start > wanted[-1]:
                         break
 
@@ -378,9 +435,7 @@ def _normalize(batch: torch.Tensor, preprocess: Preprocess) -> torch.Tensor:
 # Opening
 
 
-def _assemble(
-    name: str, source: _Arrays | _Folder | _Parquet, count: int, labels: np.ndarray | None, preprocess: Preprocess
-) -> Data:
+def _assemble(name: str, source: _Source, count: int, labels: np.ndarray | None, preprocess: Preprocess) -> Data:
     """Check what all sources have in common; the first sample tells the shape."""
     if count == 0:
         raise DataError(f"data '{name}' is empty, expected at least one sample; check the source")
@@ -403,7 +458,8 @@ def _assemble(
 
 def _labels(labels: np.ndarray, count: int, name: str) -> torch.Tensor:
     if labels.dtype.kind not in "fiub":
-        raise DataError(f"data '{name}': labels are {labels.dtype}, expected integers or floats; convert them")
+        remedy = _NUMBERED if labels.dtype.kind in "USOT" else "convert them"
+        raise DataError(f"data '{name}': labels are {labels.dtype}, expected integers or floats; {remedy}")
     if labels.ndim == 0 or len(labels) != count:
         got = len(labels) if labels.ndim else "one"
         raise DataError(f"data '{name}': {got} labels for {count} inputs, expected one each; correct the source")
@@ -485,28 +541,72 @@ def _open_parquet(
     counts = []
     for path in paths:
         with files.reading(path), pq.ParquetFile(path) as file:
-            tables.append({field.name: _column_kind(field.type) for field in file.schema_arrow})
+            tables.append(_kinds(file.schema_arrow))
             counts.append(file.metadata.num_rows)
     usual = [column for kind in ("image", "list of numbers") for column, seen in tables[0].items() if seen == kind]
     label = labels or ("label" if "label" in tables[0] else None)
     column = inputs or next(iter(usual), None)
     if column is None:
-        known = ", ".join(f"{column} ({kind})" for column, kind in tables[0].items())
-        raise DataError(
-            f"data '{name}': no image or list of numbers among columns {known}; convert one, or read it in a function"
-        )
+        return _open_table(paths, counts, tables, name, preprocess, label)
     for path, table in zip(paths, tables, strict=True):
         _check_column(path, table, column, ("image", "list of numbers"))
         if label is not None:
-            _check_column(path, table, label, ("number",))
+            _check_label(path, table, label)
         if table[column] != tables[0][column]:
             raise DataError(
                 f"'{path}' column '{column}' is {table[column]}, expected {tables[0][column]} like the first"
             )
     encoded = tables[0][column] == "image"
     source = _Parquet(paths, tuple(counts), column, encoded, preprocess.size)
-    read = None if label is None else np.concatenate([_read_column(path, label) for path in paths])
-    return _assemble(name, source, sum(counts), read, preprocess)
+    return _assemble(name, source, sum(counts), _read_labels(paths, label), preprocess)
+
+
+def _open_table(
+    paths: tuple[Path, ...],
+    counts: Sequence[int],
+    tables: Sequence[dict[str, str]],
+    name: str,
+    preprocess: Preprocess,
+    label: str | None,
+) -> Data:
+    """Open files with one column a feature: all numeric columns but the label's are inputs, in the first one's order.
+
+    The label has one of the usual names of arrays, too: as an input it would give the class away.
+    """
+    label = label or next((usual for usual in _LABELS if usual in tables[0]), None)
+    columns, *others = (
+        [column for column, kind in table.items() if kind in ("number", "decimal number") and column != label]
+        for table in tables
+    )
+    if not columns:
+        known = ", ".join(f"{column} ({kind})" for column, kind in tables[0].items())
+        raise DataError(
+            f"data '{name}': no image, list of numbers or number among columns {known}; convert one, or read it in a "
+            "function"
+        )
+    for path, found in zip(paths[1:], others, strict=True):
+        missing, more = (sorted(set(a) - set(b)) for a, b in ((columns, found), (found, columns)))
+        if missing or more:
+            what = f"has no column of numbers '{missing[0]}'" if missing else f"has another column '{more[0]}'"
+            raise DataError(f"'{path}' {what}, expected those of '{paths[0]}'; write them alike")
+    for path, table in zip(paths, tables, strict=True):
+        double = next((column for column, kind in table.items() if kind == "ambiguous"), None)
+        if double is not None:
+            raise DataError(f"'{path}' has several columns '{double}'; rename all but one")
+        if label is not None:
+            _check_label(path, table, label)
+    source = _Table(paths, tuple(counts), tuple(columns))
+    return _assemble(name, source, sum(counts), _read_labels(paths, label), preprocess)
+
+
+def _kinds(schema: pa.Schema) -> dict[str, str]:
+    """What each column can be; an index that pandas wrote is none."""
+    named = Counter(schema.names)
+    return {
+        field.name: _column_kind(field.type) if named[field.name] == 1 else "ambiguous"
+        for field in schema
+        if not re.fullmatch(r"__index_level_\d+__", field.name)
+    }
 
 
 def _column_kind(column: pa.DataType) -> str:
@@ -520,16 +620,25 @@ def _column_kind(column: pa.DataType) -> str:
         return "list of numbers" if numeric else "list"
     if types.is_integer(column) or types.is_floating(column) or types.is_boolean(column):
         return "number"
-    return str(column)
+    return "decimal number" if types.is_decimal(column) else str(column)
 
 
-def _check_column(path: Path, table: dict[str, str], column: str, expected: tuple[str, ...]) -> None:
+def _check_label(path: Path, table: dict[str, str], column: str) -> None:
+    remedy = _NUMBERED if "string" in table.get(column, "") else "choose another"
+    _check_column(path, table, column, ("number",), remedy)
+
+
+def _check_column(
+    path: Path, table: dict[str, str], column: str, expected: tuple[str, ...], remedy: str = "choose another"
+) -> None:
     if column not in table:
         raise DataError(f"'{path}' has no column '{column}'; choose from {', '.join(table)}")
     if table[column] not in expected:
-        raise DataError(
-            f"'{path}' column '{column}' is {table[column]}, expected {' or '.join(expected)}; choose another"
-        )
+        raise DataError(f"'{path}' column '{column}' is {table[column]}, expected {' or '.join(expected)}; {remedy}")
+
+
+def _read_labels(paths: Sequence[Path], column: str | None) -> np.ndarray | None:
+    return None if column is None else np.concatenate([_read_column(path, column) for path in paths])
 
 
 def _read_column(path: Path, column: str) -> np.ndarray:

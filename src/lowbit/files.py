@@ -16,6 +16,7 @@ import importlib.util
 import json
 import os
 import pickle
+import re
 import sys
 import textwrap
 import types
@@ -81,7 +82,7 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_json(path: str | Path, value: object) -> None:
-    """Write indented JSON, whole or not at all.
+    """Write indented JSON, lists of numbers in one line, whole or not at all.
 
     Raises:
         DataError: the value holds NaN or infinity, which no other JSON reader takes, or the file cannot be written.
@@ -90,6 +91,7 @@ def write_json(path: str | Path, value: object) -> None:
         text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
     except ValueError as error:
         raise DataError(f"cannot write '{path}': {error}; write None for a number that does not exist") from error
+    text = re.sub(r'\[\n([^\[\]{}"]*)\n *\]', lambda found: f"[{' '.join(found[1].split())}]", text)
     write_text(path, text + "\n")
 
 

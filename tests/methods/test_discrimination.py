@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,11 @@ from sklearn.utils.estimator_checks import check_estimator
 from torch import nn
 
 import lowbit as lb
+from lowbit import errors as lb_errors
 from lowbit.errors import DataError, FeatureError, LayerError, RecipeError
 from lowbit.methods.discrimination import theory
 from lowbit.methods.discrimination.checklist import applicability, check_features
-from lowbit.methods.discrimination.histograms import STEPS, Histograms, Scaling, scaling
+from lowbit.methods.discrimination.histograms import STEPS, Histograms, scaling
 from lowbit.methods.discrimination.measure import by_feature, interval, moments_of, pairs
 from lowbit.methods.discrimination.sweep import in_pieces
 
@@ -213,7 +215,7 @@ def test_sweep_refuses_limits_that_no_code_has(digits: tuple[Array, Array]) -> N
     with pytest.raises(FeatureError, match="inside of"):
         found.sweep("binary", (-9, 9))
     with pytest.raises(FeatureError, match="other centers"):
-        found.merged(Histograms.empty(found.classes, Scaling(found.scaling.center + 1, found.scaling.scale)))
+        found.merged(Histograms.empty(found.classes, replace(found.scaling, center=found.scaling.center + 1)))
 
 
 def test_streams_say_what_does_not_fit() -> None:
@@ -523,3 +525,140 @@ def test_layers_give_their_features() -> None:
         next(lb.layer_features(model, "layer9", batches))
     with pytest.raises(LayerError, match="ran 0 times"):
         next(lb.layer_features(model, "idle", batches))
+
+
+# What a review found
+
+
+def test_sparse_features_in_any_form_are_the_same() -> None:
+    generator = np.random.default_rng(0)
+    thin = sparse.random_array((60, 60), density=0.2, rng=generator, format="csr")
+    y = generator.integers(0, 2, 60)
+    expected = lb.count_features([(thin, y)]).counts
+    doubled = sparse.csr_array(
+        (
+            np.r_[thin.data / 2, thin.data / 2],
+            (np.r_[thin.tocoo().row, thin.tocoo().row], np.r_[thin.tocoo().col, thin.tocoo().col]),
+        ),
+        shape=thin.shape,
+    )
+    twice = sparse.csr_array(
+        (np.repeat(thin.data / 2, 2), np.repeat(thin.indices, 2), 2 * thin.indptr), shape=thin.shape
+    )
+    for other in (thin.tocsc(), thin.tocoo(), doubled, twice):
+        assert np.array_equal(lb.count_features([(other, y)]).counts, expected)
+    before = twice.copy()
+    assert set(lb.BinaryQuantizer(0.9).fit(twice, y).transform(twice).data) <= {1.0}
+    assert twice.nnz == before.nnz  # what came is left alone
+
+
+def test_constants_are_coded_zero_whatever_the_threshold() -> None:
+    x, y = gaussian(0.8, 60, d=2)
+    x[:, 1] = 5.0
+    for quantizer in (lb.BinaryQuantizer(-0.5), lb.BinaryQuantizer(0.5, center=False), lb.TernaryQuantizer(0.0)):
+        codes = quantizer.fit(x, y).transform(x)
+        assert not codes[:, 1].any()
+        again = lb.trace_features(quantizer, x).quantizer()
+        assert np.array_equal(again.transform(x), codes)
+    thin = sparse.csr_array(np.c_[np.abs(x[:, :1]), np.full(len(x), 0.1)])
+    assert not lb.BinaryQuantizer(0.5).fit(thin, y).transform(thin)[:, [1]].nnz
+    far = np.c_[1.6e12 + 5e4 * x[:, 0], x[:, 0]]  # moments in milliseconds
+    codes = lb.BinaryQuantizer(0.0).fit(far, y).transform(far)
+    assert np.array_equal(codes[:, 0], codes[:, 1])
+
+
+def test_scales_of_chunks_are_those_of_the_whole() -> None:
+    x, _ = gaussian(0.5, 300, d=5)
+    x = x * [1, 10, 1e-3, 5, 1] + [0, 100, 0, -5, 1e6]
+    for unit in ("std", "mean"):
+        whole, parts = scaling(x, unit=unit), scaling(x[:100], x[100:450], x[450:], unit=unit)
+        assert np.allclose(whole.center, parts.center)
+        assert np.allclose(whole.scale, parts.scale)
+    assert np.allclose(scaling(x).scale, x.std(0))
+    assert np.allclose(scaling(x, unit="mean").scale, np.abs(x - x.mean(0)).mean(0))
+    for factor in (1e200, 1e-40):
+        with pytest.raises(FeatureError, match="column 0 has a scale of"):
+            scaling(x * factor)
+
+
+def test_sorted_streams_are_told() -> None:
+    x, y = gaussian(0.99, 500)
+    far = np.concatenate([x[:500], 50 + x[500:]])
+    with pytest.warns(lb_errors.DataWarning, match="50% of the values lie more than 4 units"):
+        lb.count_features((far[i : i + 100], y[i : i + 100]) for i in range(0, 1000, 100))
+
+
+def test_few_new_rows_raise_no_false_alarm() -> None:
+    generator = np.random.default_rng(0)
+    x = generator.standard_normal((1000, 64))
+    y = np.repeat([0, 1], 500)
+    for threshold in (0.6, 2.0):
+        trace = lb.trace_features(lb.TernaryQuantizer(threshold).fit(x, y), x)
+        for rows in (1, 3, 10, 30, 200):
+            alarms = sum(trace.drift(generator.standard_normal((rows, 64))).drifted for _ in range(40))
+            assert alarms <= 2
+        assert trace.drift(generator.standard_normal((60, 64)) + 2).drifted
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "said"),
+    [
+        (np.eye(4), [0, 1, 0, float("nan")], "fractions or NaN"),
+        (np.eye(4), [0.5, 1.5, 0.5, 1.5], "fractions or NaN"),
+        (np.eye(4), None, "labels: got none"),
+        (np.eye(4), [0, "a", None, 1], "several types"),
+        (np.eye(4) * 1j, [0, 1, 0, 1], "complex128"),
+        (np.array([["a"]] * 4), [0, 1, 0, 1], "real numbers"),
+    ],
+)
+def test_data_that_are_none_are_refused(x: Any, y: Any, said: str) -> None:
+    for call in (lb.discrimination, lb.judge, lambda x, y: lb.count_features([(x, y)])):
+        with pytest.raises(FeatureError, match=said):
+            call(x, y)
+
+
+def test_chunks_have_to_be_alike() -> None:
+    x, y = gaussian(0.5, 20, d=3)
+    others: list[tuple[Any, str]] = [
+        ((sparse.csr_array(x), y), "sparse"),
+        ((x, y.astype(str)), "numbers and texts"),
+        ((x, y, y), r"expected \(features, labels\)"),
+    ]
+    for other, said in others:
+        with pytest.raises(FeatureError, match=said):
+            lb.count_features([(x, y), other])
+    assert lb.count_features([(x, y), (x[:0], y[:0])]).samples.sum() == 40
+
+
+def test_array_files_have_to_fit(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.zeros((120, 2)))
+    np.save(tmp_path / "y.npy", np.zeros(64))
+    with pytest.raises(DataError, match="120 rows and .* 64"):
+        lb.count_features(lb.ArrayFiles(tmp_path / "x.npy", tmp_path / "y.npy"))
+    with pytest.raises(DataError, match="expected at least 1"):
+        lb.ArrayFiles(tmp_path / "x.npy", tmp_path / "y.npy", rows=0)
+
+
+def test_a_chunk_that_was_refused_leaves_nothing_behind() -> None:
+    x, y = gaussian(0.8, 50)
+    quantizer = lb.BinaryQuantizer()
+    with pytest.raises(FeatureError, match="expected one of"):
+        quantizer.partial_fit(100 * x, y + 5, classes=[0, 1])
+    assert quantizer.partial_fit(x, y, classes=[0, 1]).scale_[0] == pytest.approx(x.std())
+    array = lb.TernaryQuantizer(np.array([0.5]))
+    assert array.partial_fit(x, y).fit_counts(lb.count_features([(x, y)])).threshold_ == 0.5
+
+
+def test_a_pair_without_variance_does_not_rule_all() -> None:
+    generator = np.random.default_rng(0)
+    y = np.repeat([0, 1, 2], 100)
+    codes = np.where(y == 0, 0.0, np.where(y == 1, 1.0, generator.integers(0, 2, 300)))[:, None]
+    found = lb.discrimination(codes, y)
+    assert found.pairs[0, 1] <= 0.5 + 200 / 2  # no more than 200 samples show
+
+
+def test_labels_that_were_never_seen_are_refused() -> None:
+    x, y = gaussian(0.8, 50)
+    codes = lb.BinaryQuantizer().fit(x, y).transform(x)
+    with pytest.raises(FeatureError, match="got 7, which was not seen in fit"):
+        lb.PackedKNeighborsClassifier().fit(codes, y).score(codes, np.where(y == 0, 0, 7))

@@ -233,7 +233,7 @@ def test_what_is_no_code_is_named() -> None:
     codes[2, 0] = np.nan
     with pytest.raises(FeatureError, match="row 2, column 0: got nan"):
         pack(codes)
-    with pytest.raises(FeatureError, match="expected codes"):
+    with pytest.raises(FeatureError, match="expected real numbers"):
         pack(np.array([["a"]]))
     with pytest.raises(FeatureError, match="expected codes"):
         pack(np.zeros(3))

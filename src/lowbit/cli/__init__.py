@@ -8,7 +8,9 @@ from typing import Annotated
 import typer
 
 from lowbit import __version__
+from lowbit.cli.comparison import compare
 from lowbit.cli.deployment import apply, verify
+from lowbit.cli.monitoring import watch
 from lowbit.cli.runs import demo, pilot
 from lowbit.cli.studies import features
 from lowbit.errors import LowbitError
@@ -24,7 +26,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (demo, pilot, apply, verify):
+for command in (demo, pilot, apply, verify, watch, compare):
     app.command()(command)
 app.add_typer(features)
 

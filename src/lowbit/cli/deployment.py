@@ -78,7 +78,8 @@ def apply(
     }
     with tempfile.TemporaryDirectory(dir=out) as unverified:
         exported = export_onnx(student, Path(unverified, "model.onnx"), example, opset=opset, provenance=provenance)
-        _show_verification(exported.path, check(exported, samples.batches(100), runtime=checked))
+        verified = check(exported, samples.batches(100), runtime=checked, float_model=network)
+        _show_verification(exported.path, verified)
         for name in (exported.path.name, MANIFEST):  # only a file that passed gets its final name
             os.replace(exported.path.with_name(name), out / name)
     for row in coverage(student).skipped:
@@ -94,6 +95,9 @@ def verify(
     data: DataOption = None,
     runtime: Runtime = "onnxruntime",
     limit: Annotated[int, typer.Option("--limit", help="Check on so many samples.", min=1)] = 500,
+    renew: Annotated[
+        bool, typer.Option("--renew", help="Let lowbit watch compare with these samples from now on.")
+    ] = False,
 ) -> None:
     """Check an exported file again: is it the one in the manifest, does it run as it should, and on which kernels?
 
@@ -113,7 +117,8 @@ def verify(
         raise DataError(f"the manifest of {str(file)!r} does not name its data; give --data")
     samples = spec.open(base, seed if isinstance(seed, int) else 0)
     samples = samples.take(limit, 0) if len(samples) > limit else samples
-    result = check(file, samples.batches(100), runtime=checked)
+    batches = samples.batches(100)
+    result = check(file, batches, runtime=checked, reference=batches if renew else None)
     _show_verification(file, result)
     typer.echo("why is it not faster?")
     for line in result.why_not_faster():

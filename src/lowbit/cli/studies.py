@@ -6,7 +6,7 @@ import re
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, cast, get_args
 
 import typer
 
@@ -69,8 +69,8 @@ def sweep(
     from lowbit.pilot.features import study
     from lowbit.report.features import render
 
-    network, samples = _features(data, inputs, labels, model, weights, layer, seed)
-    name = re.sub(r"[^\w.-]+", "-", Path(data.rpartition(":")[2]).stem).strip("-")
+    network, samples = _features(data, inputs, labels, model, weights, layer, pool, seed)
+    name = _named(data)
     folder = out or Path("runs", f"features-{name}")
     folder.mkdir(parents=True, exist_ok=True)
     with resumable():
@@ -108,7 +108,7 @@ def drift(
 
     Prints the features that moved with their population stability index. Exit status 1 if any did.
 
-    **Example**: lowbit features drift runs/features-digits/ternary.json new.npz
+    **Example**: lowbit features drift runs/features-digits_train/ternary.json lowbit.data:digits_test
     """
     import numpy as np
 
@@ -116,7 +116,7 @@ def drift(
     from lowbit.pilot.features import feature_chunks
 
     known = FeatureTrace.load(trace)
-    network, samples = _features(data, inputs, None, model, weights, layer, 0)
+    network, samples = _features(data, inputs, None, model, weights, layer, pool, 0)
     chunks = feature_chunks(samples, network, layer or "", cast("Pool", pool))
     found = known.drift(np.concatenate([x for x, _ in chunks]))
     typer.echo(str(found))
@@ -127,6 +127,13 @@ def drift(
         raise typer.Exit(1)
 
 
+def _named(data: str) -> str:
+    """A name for what is made of the data: the file's, or the first folder's above that is not all pattern."""
+    path = Path(data.rpartition(":")[2])
+    names = (re.sub(r"[^\w.]+", "-", one).strip("-._") for one in (path.stem, *reversed(path.parts[:-1])))
+    return next(filter(None, names), "data")
+
+
 def _features(
     data: str,
     inputs: str | None,
@@ -134,11 +141,15 @@ def _features(
     model: str | None,
     weights: Path | None,
     layer: str | None,
+    pool: str,
     seed: int,
 ) -> tuple[nn.Module | None, Data]:
     """The data, and the network whose layer makes features of them, if one is given."""
     from lowbit import models
+    from lowbit.methods.discrimination.layers import Pool
 
+    if pool not in get_args(Pool):
+        raise RecipeError(f"--pool: got {pool!r}, expected {' or '.join(get_args(Pool))}")
     if (model is None) != (layer is None):
         given, missing = ("--layer", "--model") if model is None else ("--model", "--layer")
         raise RecipeError(f"{given} is given without {missing}; features of a layer need both")
@@ -154,7 +165,7 @@ def _show_study(study: FeatureStudy) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from lowbit.report.features import change, share
+    from lowbit.report.features import change, interval, share
 
     typer.echo("")
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))  # fits in 80 columns
@@ -167,7 +178,7 @@ def _show_study(study: FeatureStudy) -> None:
         gain = row.versus_original
         table.add_row(
             *(row.classifier, row.code, share(row.accuracy), share(row.original), change(gain.gain)),
-            *(f"{change(gain.low)} to {change(gain.high)}", gain.outcome),
+            *(interval(gain.low, gain.high), gain.outcome),
         )
     Console().print(table)
     typer.echo("")

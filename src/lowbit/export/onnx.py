@@ -14,7 +14,7 @@ from torch import nn
 from lowbit import files
 from lowbit.batches import Batch
 from lowbit.costs import cost
-from lowbit.errors import DataError, ExportError
+from lowbit.errors import DataError, ExportError, VerificationError
 from lowbit.export.capture import capture
 from lowbit.export.qdq import BlockActivations, lower
 from lowbit.quantization import Origin, coverage, freeze, origin
@@ -95,6 +95,7 @@ def export_onnx(
         "cost": {k: getattr(costs, k) for k in ("parameters", "macs", "bops", "weight_bytes", "activation_bytes")},
         "provenance": dict(provenance or {}),
         "verification": None,
+        "watch": None,
     }
     note(path, entry)
     return Exported(path, frozen)
@@ -138,3 +139,18 @@ def manifest_entry(path: Path) -> dict[str, object]:
     if path.name not in manifest:
         raise DataError(f"{str(path.parent / MANIFEST)!r} has no entry for {path.name!r}; it has {', '.join(manifest)}")
     return manifest[path.name]
+
+
+def described(path: Path) -> dict[str, object]:
+    """The manifest's entry for a file that is still the one that was exported.
+
+    Raises:
+        DataError: the manifest does not mention the file, or there is none.
+        VerificationError: the file changed since.
+    """
+    entry = manifest_entry(path)
+    if entry.get("sha256") != files.sha256(path):
+        raise VerificationError(
+            f"{str(path)!r} is not the file its manifest describes (sha256 differs); export it again"
+        )
+    return entry

@@ -24,6 +24,7 @@ are off by more on average than `TOLERANCES` grants the runtime, in units of 1/2
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 import warnings
 from collections import Counter
@@ -34,15 +35,15 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch
-from onnx import TensorProto, helper
 from torch import Tensor, nn
 
-from lowbit import files
-from lowbit.batches import Batch, Batches, call, inputs_of, output_tensor, size_of
+from lowbit.batches import Batch, Batches, call, output_tensor, size_of
 from lowbit.errors import DataError, DataWarning, VerificationError
 from lowbit.export.advice import LAYERS, Obstacle, Wiring, computes_on_int8_blocks, obstacles, this_processor, why_float
-from lowbit.export.onnx import Exported, manifest_entry, note
-from lowbit.export.runtime import Array, RuntimeName, Session, arrays, open_session
+from lowbit.export.codes import code_tensors, feed_of, levels_of, predictions, reading_codes, without_int8_blocks
+from lowbit.export.onnx import Exported, described, note
+from lowbit.export.profiles import Profiler
+from lowbit.export.runtime import Array, RuntimeName, Session, open_session
 from lowbit.inputs import InputStatistics, InputWatch, differences
 from lowbit.ops import dequantize
 from lowbit.progress import track
@@ -58,7 +59,6 @@ OUTPUT_TOLERANCES: dict[RuntimeName, float] = {"onnxruntime": 0.03, "openvino": 
 # what MatMulNBits may change at the outputs by rounding activations to int8, in the same unit; measured: 0.23 for one
 # transformer block; each layer adds .3 to .6 % rms of its outputs. Weights are compared without it, far more strictly
 BLOCK_TOLERANCE = 4.0
-_READ_CODES = ("DequantizeLinear", "Cast")  # a cast where codes are what is wanted, as in a table
 _NOT_FUSED = "all integers in the file, but the runtime did not fuse it"
 
 
@@ -115,9 +115,14 @@ def verify(
     *,
     runtime: RuntimeName = "onnxruntime",
     threads: int = 1,
+    reference: Batches | None = None,
+    float_model: nn.Module | None = None,
     progress: bool = True,
 ) -> Verification:
     """Run a file on real inputs and compare it with what it was made from.
+
+    What the file saw is noted in its manifest for `lowbit.watch`: how often each code came, how sure it was. For a path
+    this is done only with `reference`, or where the manifest has no such section yet.
 
     Args:
         exported: the result of `export_onnx`, compared with its frozen model, the figures noted in the manifest; or
@@ -125,6 +130,9 @@ def verify(
         batches: inputs in any batch form.
         runtime: what executes the file.
         threads: threads of the runtime.
+        reference: inputs that later ones are to be compared with, best such that neither trained nor calibrated; those
+            in `batches` by default, at no extra pass.
+        float_model: what the file replaces; on how many samples of the reference both predict the same is noted too.
         progress: show a bar on a terminal.
 
     Raises:
@@ -134,44 +142,45 @@ def verify(
         ExportError: the runtime cannot load the file.
     """
     path = exported.path if isinstance(exported, Exported) else Path(exported)
-    entry = manifest_entry(path)
-    if entry.get("sha256") != files.sha256(path):
-        raise VerificationError(
-            f"{str(path)!r} is not the file its manifest describes (sha256 differs); export it again"
-        )
+    entry = described(path)
     model = onnx.load(path)
     graph = model.graph
     plain = open_session(path, runtime=runtime, threads=threads)
+    kept = isinstance(exported, Exported) or reference is not None or not entry.get("watch")
+    profiler = Profiler(graph, runtime, float_model)
     samples, same, largest = 0, 0, 0.0
     with tempfile.TemporaryDirectory() as folder:
-        compared = _without_int8_blocks(path, Path(folder, "float_blocks.onnx"))
+        compared = without_int8_blocks(path, Path(folder, "float_blocks.onnx"))
         float_blocks = plain if compared == path else open_session(compared, runtime=runtime, threads=threads)
-        watched = _watched(compared, Path(folder, "watched.onnx"), forced=False)
-        codes_of = open_session(watched, runtime=runtime, threads=threads)
-        names = _code_tensors(graph)
+        reads = reading_codes(compared, Path(folder, "watched.onnx"), forced=False)
+        codes_of, names = open_session(reads, runtime=runtime, threads=threads), code_tensors(graph)
         if isinstance(exported, Exported):
-            reference: _Reference = _ModelReference(exported.model)
+            meant: _Reference = _ModelReference(exported.model)
         else:
-            reference = _FileReference(compared, _watched(compared, Path(folder, "forced.onnx"), forced=True), names)
+            meant = _FileReference(compared, reading_codes(compared, Path(folder, "forced.onnx"), forced=True), names)
         seen = InputWatch()
-        checks = {name: _Difference(name, levels) for name, levels in _levels(graph, names).items()}
+        checks = {name: _Difference(name, levels) for name, levels in levels_of(graph, names).items()}
         last, unread, blocks = _OutputDifference(), _OutputDifference(), _OutputDifference()
         for batch in track(batches, "verify", show=progress):
             seen.add(batch)
-            feed = _feed(batch, plain)
-            got, want = plain.run(feed)[0], reference.output(batch)
+            feed = feed_of(batch, plain)
+            got, want = plain.run(feed)[0], meant.output(batch)
             by_tensor = dict(zip(codes_of.outputs, codes_of.run(feed), strict=True))
             got_codes = {name: by_tensor[tensor] for name, tensor in names.items()}
-            want_codes, want_last = reference.stretches(batch, got_codes)
+            want_codes, want_last = meant.stretches(batch, got_codes)
             for name, codes in want_codes.items():
                 checks[name].add(got_codes[name], codes)
             last.add(by_tensor[plain.outputs[0]], want_last)
             in_float = got if float_blocks is plain else float_blocks.run(feed)[0]
             unread.add(in_float, by_tensor[plain.outputs[0]])
             blocks.add(got, in_float)
-            same += int((_prediction(got) == _prediction(want)).sum())
+            same += int((predictions(got) == predictions(want)).sum())
             largest = max(largest, float(np.abs(got.astype(np.float64) - want.astype(np.float64)).max()))
             samples += size_of(batch)
+            if kept and reference is None:
+                profiler.add(batch, got_codes, by_tensor[plain.outputs[0]])
+        if kept and reference is not None:
+            profiler.run(codes_of, reference, progress=progress)
     if not samples:
         raise DataError("verification got no batches; give at least one")
     layers, floats, not_fused = _kernels(graph, plain)
@@ -191,14 +200,21 @@ def verify(
     for difference in result.unlike_calibration:
         warnings.warn(f"{path.name}: {difference}", DataWarning, stacklevel=2)
     _refuse(path.name, runtime, result, unread.result(), blocks.result())
-    if not_fused:
-        raise VerificationError(
-            f"{path.name}: layer {not_fused[0]!r} is all integers in the file but runs as {layers[not_fused[0]]!r} in "
-            f"{runtime}; {len(not_fused)} such layers; try another version of the runtime"
-        )
+    _refuse_floats(path.name, runtime, layers, not_fused)
     if isinstance(exported, Exported):
         note(path, {"verification": {**asdict(result), "tolerance": TOLERANCES[runtime]}})
+    if kept:
+        _keep(path, profiler, entry, must=isinstance(exported, Exported) or reference is not None)
     return result
+
+
+def _keep(path: Path, profiler: Profiler, entry: Mapping[str, object], *, must: bool) -> None:
+    """Note what the file saw; an agreement noted before stays, unless it was measured again."""
+    before, seen = entry.get("watch"), profiler.profile().model_dump(mode="json")
+    if isinstance(before, dict) and profiler.float_model is None:
+        seen["agreement"] = before.get("agreement")
+    with contextlib.nullcontext() if must else contextlib.suppress(DataError):  # the folder may be for reading only
+        note(path, {"watch": seen})
 
 
 def _calibration_inputs(entry: Mapping[str, object]) -> dict[str, InputStatistics]:
@@ -240,65 +256,17 @@ def _refuse(name: str, runtime: RuntimeName, result: Verification, unread: float
         )
 
 
-def _prediction(output: Array) -> Array:
-    rows = output.reshape(len(output), -1).astype(np.float32)
-    return rows.argmax(1) if rows.shape[1] > 1 else rows[:, 0] > 0
+def _refuse_floats(name: str, runtime: RuntimeName, layers: Mapping[str, str], not_fused: list[str]) -> None:
+    """Raise if a layer that is all integers in the file runs in float.
 
-
-def _feed(batch: Batch, session: Session) -> dict[str, Array]:
-    args, kwargs = inputs_of(batch)
-    if kwargs:
-        return {name: np.ascontiguousarray(kwargs[name].cpu().numpy()) for name in session.inputs}
-    return arrays([a.cpu().numpy() for a in args], session.inputs)
-
-
-def _without_int8_blocks(path: Path, written: Path) -> Path:
-    """The file itself, or a copy whose MatMulNBits do not round activations, for the weights to be compared exactly."""
-    model = onnx.load(path)
-    levels = [a for node in model.graph.node if node.op_type == "MatMulNBits" for a in node.attribute]
-    levels = [a for a in levels if a.name == "accuracy_level" and a.i == 4]
-    if not levels:
-        return path
-    for level in levels:
-        level.i = 1
-    onnx.save(model, written)
-    return written
-
-
-def _watched(path: Path, written: Path, *, forced: bool) -> Path:
-    """A copy of the file that also returns the codes of every quantized tensor.
-
-    With `forced`, what comes behind a quantizer reads the codes from an extra input ``forced.<tensor>`` instead.
+    Raises:
+        VerificationError: it names the layer.
     """
-    model = onnx.load(path)
-    graph = model.graph
-    kinds = _code_types(graph)
-    for tensor in _code_tensors(graph).values():
-        if forced:
-            graph.input.append(helper.make_tensor_value_info(f"forced.{tensor}", kinds[tensor], None))
-            for node in graph.node:
-                if node.op_type in _READ_CODES and node.input[0] == tensor:
-                    node.input[0] = f"forced.{tensor}"
-        graph.output.append(helper.make_tensor_value_info(tensor, kinds[tensor], None))
-    onnx.save(model, written)
-    return written
-
-
-def _code_types(graph: onnx.GraphProto) -> dict[str, int]:
-    """Element type of every tensor that a QuantizeLinear, or a Clip behind one, writes."""
-    kinds = {i.name: i.data_type for i in graph.initializer}
-    for node in graph.node:
-        if node.op_type == "QuantizeLinear":
-            kinds[node.output[0]] = kinds[node.input[2]]
-        elif node.op_type == "Clip" and node.input[0] in kinds:
-            kinds[node.output[0]] = kinds[node.input[0]]
-    return kinds
-
-
-def _levels(graph: onnx.GraphProto, names: dict[str, str]) -> dict[str, int]:
-    """Number of codes in the container of each quantized tensor."""
-    kinds = _code_types(graph)
-    return {name: 65536 if kinds[tensor] == TensorProto.UINT16 else 256 for name, tensor in names.items()}
+    if not_fused:
+        raise VerificationError(
+            f"{name}: layer {not_fused[0]!r} is all integers in the file but runs as {layers[not_fused[0]]!r} in "
+            f"{runtime}; {len(not_fused)} such layers; try another version of the runtime"
+        )
 
 
 class _ModelReference:
@@ -344,30 +312,15 @@ class _FileReference:
         self.names = names
 
     def output(self, batch: Batch) -> Array:
-        return self.plain.run(_feed(batch, self.plain))[0]
+        return self.plain.run(feed_of(batch, self.plain))[0]
 
     def stretches(self, batch: Batch, forced: dict[str, Array]) -> tuple[dict[str, Array], Array]:
-        feed = _feed(batch, self.plain) | {f"forced.{self.names[n]}": codes for n, codes in forced.items()}
+        feed = feed_of(batch, self.plain) | {f"forced.{self.names[n]}": codes for n, codes in forced.items()}
         by_tensor = dict(zip(self.forced.outputs, self.forced.run(feed), strict=True))
         return {name: by_tensor[tensor] for name, tensor in self.names.items()}, by_tensor[self.plain.outputs[0]]
 
 
 _Reference = _ModelReference | _FileReference
-
-
-def _code_tensors(graph: onnx.GraphProto) -> dict[str, str]:
-    """The tensor of codes behind each activation quantizer, in the order of the graph.
-
-    Pairs repeated behind an operation that only moves numbers (``name#2``) are left out.
-    """
-    made = {o: n for n in graph.node for o in n.output}
-    found: dict[str, str] = {}
-    for node in graph.node:
-        maker = made.get(node.input[0]) if node.op_type in _READ_CODES else None
-        quantizes = made.get(maker.input[0]) if maker is not None and maker.op_type == "Clip" else maker
-        if quantizes is not None and quantizes.op_type == "QuantizeLinear" and "#" not in quantizes.name:
-            found.setdefault(quantizes.name.removesuffix(".codes"), node.input[0])
-    return found
 
 
 class _Difference:

@@ -19,6 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 from sklearn.model_selection import StratifiedKFold, cross_val_score
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 from torch import nn
 
@@ -26,17 +27,18 @@ from lowbit import __version__, files
 from lowbit.data import Data
 from lowbit.errors import DataError, FeatureError
 from lowbit.methods.discrimination.checklist import FeatureCheck, applicability, check_features
-from lowbit.methods.discrimination.estimators import BinaryQuantizer, FeatureQuantizer, TernaryQuantizer
-from lowbit.methods.discrimination.histograms import Code, Histograms, scaling
+from lowbit.methods.discrimination.estimators import QUANTIZERS, FeatureQuantizer
+from lowbit.methods.discrimination.histograms import Histograms, scaling
 from lowbit.methods.discrimination.layers import Pool, layer_features
 from lowbit.methods.discrimination.measure import interval, mean_pair, worst_pair
 from lowbit.methods.discrimination.packed import PackedKNeighborsClassifier
 from lowbit.methods.discrimination.sweep import count_features
+from lowbit.methods.discrimination.theory import Code
 from lowbit.methods.discrimination.tracing import trace_features
 from lowbit.methods.discrimination.verdict import Verdict, judge
 
 ROWS = 4096  # read at a time
-NEIGHBORS = 5
+NEIGHBORS, FOLDS = 5, 5
 TRIED: dict[Code, tuple[float, ...]] = {
     "binary": (-1.0, -0.5, -0.25, 0.0, 0.25, 0.5, 1.0),
     "ternary": (0.0, 0.125, 0.25, 0.375, 0.5, 0.75, 1.0, 1.5),
@@ -45,7 +47,6 @@ REPEATS = 5  # calls that are timed
 SHOWN = 200  # features in the checklist of the record, the most telling ones first
 
 Array = npt.NDArray[np.generic]
-QUANTIZERS: dict[Code, type[FeatureQuantizer]] = {"binary": BinaryQuantizer, "ternary": TernaryQuantizer}
 
 
 @dataclass(frozen=True)
@@ -154,6 +155,10 @@ class FeatureRow:
     ternary: float
     binary_own: float
     ternary_own: float
+    binary_best: float
+    ternary_best: float
+    binary_error: float
+    ternary_error: float
     sentence: str
 
 
@@ -166,6 +171,7 @@ class FeatureStudy:
         samples, features: of the data; classes by label with their samples.
         sampled: rows of the sample that classifiers were trained on.
         original, worst, low, high: D of the features as they are, standardized; mean, worst pair and 95 % interval.
+        accuracy_floats: of 5 nearest neighbors among standardized floats, on the same folds as the codes' rows.
         summary: the verdict in one sentence.
         margin, splits: of the verdict.
         applicability: what holds for the data as a whole.
@@ -189,6 +195,7 @@ class FeatureStudy:
     low: float
     high: float
     codes: tuple[CodeRow, ...]
+    accuracy_floats: AccuracyRow
     summary: str
     margin: float
     splits: int
@@ -267,10 +274,10 @@ def study(
     counts = count_features(
         cast("Iterator[tuple[Array, Array]]", feature_chunks(data, model, layer, pool)), scale=units
     )
+    quantizers = {code: one().fit_counts(counts) for code, one in QUANTIZERS.items()}
     say("counted; now the verdict")
     verdict = judge(x, y, margin=margin, splits=splits, seed=seed, n_jobs=jobs, folder=folder / "splits", say=say)
     say("accuracy against the threshold, memory and speed")
-    quantizers = {code: one().fit_counts(counts) for code, one in QUANTIZERS.items()}
     codes = []
     for code, quantizer in quantizers.items():
         trace_features(quantizer, x, data_hash=some.hash).save(folder / f"{code}.json")
@@ -294,6 +301,7 @@ def study(
         low=low,
         high=high,
         codes=tuple(codes),
+        accuracy_floats=_accuracy(0.0, make_pipeline(StandardScaler(), KNeighborsClassifier(NEIGHBORS)), x, y, seed),
         summary=verdict.summary,
         margin=margin,
         splits=splits,
@@ -324,12 +332,11 @@ def feature_chunks(
 def _code(code: Code, counts: Histograms, quantizer: FeatureQuantizer, x: Array, y: Array, seed: int) -> CodeRow:
     sweep = counts.sweep(code)
     low, high = interval(x, y, quantizer.transform, seed=seed)
-    folds = StratifiedKFold(NEIGHBORS, shuffle=True, random_state=seed)
-    accuracy = []
-    for threshold in TRIED[code]:
-        model = make_pipeline(QUANTIZERS[code](threshold), PackedKNeighborsClassifier(NEIGHBORS))
-        values = cross_val_score(model, x, y, cv=folds)
-        accuracy.append(AccuracyRow(threshold, float(values.mean()), float(values.std(ddof=1))))
+    neighbors = PackedKNeighborsClassifier(NEIGHBORS, metric="sqeuclidean")
+    accuracy = [
+        _accuracy(threshold, make_pipeline(QUANTIZERS[code](threshold), neighbors), x, y, seed)
+        for threshold in TRIED[code]
+    ]
     return CodeRow(
         code=code,
         thresholds=tuple(sweep.thresholds.tolist()),
@@ -343,6 +350,11 @@ def _code(code: Code, counts: Histograms, quantizer: FeatureQuantizer, x: Array,
         accuracy=tuple(accuracy),
         file=f"{code}.json",
     )
+
+
+def _accuracy(threshold: float, model: Any, x: Array, y: Array, seed: int) -> AccuracyRow:
+    values = cross_val_score(model, x, y, cv=StratifiedKFold(FOLDS, shuffle=True, random_state=seed))
+    return AccuracyRow(threshold, float(values.mean()), float(values.std(ddof=1)))
 
 
 def _judged(verdict: Verdict) -> Iterator[JudgedRow]:

@@ -37,6 +37,7 @@ from lowbit.export.onnx import export_onnx
 from lowbit.export.qdq import how_stored
 from lowbit.export.runtime import RuntimeName, arrays, open_session
 from lowbit.export.verify import Verification, verify
+from lowbit.export.watching import note_agreement
 from lowbit.layers import Quantized
 from lowbit.methods.distillation.run import Distillation
 from lowbit.methods.factorization.run import Factorization
@@ -203,16 +204,17 @@ def _measure(task: Task, model: nn.Module, data: _Sources, settings: Settings, p
     outputs = file_outputs(exported.path, test, settings, progress)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DataWarning)  # told in the notes
-        verification = verify(
-            exported, _first(test, VERIFIED), runtime=settings.runtime, threads=settings.threads, progress=progress
-        )
+        drawn = _drawn(test, VERIFIED, settings.seed)
+        verification = verify(exported, drawn, runtime=settings.runtime, threads=settings.threads, progress=progress)
     with files.replacing(task.folder / "outputs.npy") as temporary, temporary.open("wb") as stream:
         np.save(stream, outputs)
     reference = outputs if task.recipe is None else _baseline(task.folder)
     labels = None if test.labels is None else test.labels.numpy()
     simulated = _model_outputs(exported.model, test, progress)
     same = float((statistics.predictions(outputs) == statistics.predictions(simulated)).mean())
-    agreement = statistics.share(np.asarray(statistics.predictions(outputs) == statistics.predictions(reference)))
+    agreeing = np.asarray(statistics.predictions(outputs) == statistics.predictions(reference))
+    agreement = statistics.share(agreeing)
+    note_agreement(exported.path, int(agreeing.sum()), len(agreeing))
     costs, covered = cost(student, example), coverage(student)
     measured = (settings.metric, outputs, labels, reference, settings.seed, settings.folder)
     twin = student if made.result else float_twin(made.source, student)
@@ -452,8 +454,11 @@ def _model_outputs(model: nn.Module, data: Samples, progress: bool) -> Array:
         return np.concatenate([output_tensor(call(model, batch)).numpy() for batch in batches])
 
 
-def _first(data: Samples, count: int) -> Iterable[tuple[Tensor, Tensor | None]]:
-    for _, batch in zip(range(-(-count // BATCH)), data.batches(BATCH), strict=False):
+def _drawn(data: Samples, count: int, seed: int) -> Iterable[tuple[Tensor, Tensor | None]]:
+    """Batches of some of the samples: drawn from all, which may be sorted by class, where the data can do that."""
+    take = getattr(data, "take", None)
+    some: Samples = take(count, seed) if callable(take) and len(data) > count else data
+    for _, batch in zip(range(-(-count // BATCH)), some.batches(BATCH), strict=False):
         yield batch
 
 

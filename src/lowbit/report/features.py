@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
+import shlex
 from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import PurePosixPath
 from typing import Any
 
 from lowbit import __version__
 from lowbit.pilot.features import CodeRow, FeatureStudy, JudgedRow, StorageRow
 from lowbit.report import figures
-from lowbit.report.axes import Axis
-from lowbit.report.charts import HEIGHT, WIDTH, Chart, drawn, encoded, layer
+from lowbit.report.axes import Align, Axis, Box, overlap
+from lowbit.report.charts import FONT, HEIGHT, RIGHT, WIDTH, Chart, drawn, encoded, layer, texts
 from lowbit.report.learning import tick_format
 from lowbit.report.page import environment, json_value
 
@@ -25,9 +29,14 @@ OUTCOMES = {  # symbol and color, and what it means
     "degrades": ("misses", "the whole interval is below 0."),
     "too little data": ("borderline", "the interval is too wide to say any of these; more samples could."),
 }
-CODES = ("binary", "ternary")
-NEIGHBORS = ("kNN, Euclidean", "original")  # classifier and candidate that the accuracy of codes is drawn beside
+INSTEAD = {  # what to do by the best floats
+    "clipped": "Clip floats instead",
+    "robust-scaled": "Scale floats by quartiles instead",
+    "selected": "Keep the best features as floats instead",
+}
+FLOATS = "original floats"  # the name of their line
 _MANY = 12  # classes, or features, that are not shown at once
+_ROOM = 0.08  # above and below what is drawn, as a share of it
 _STEEP = 20  # largest over smallest D from which its axis is logarithmic
 
 
@@ -50,9 +59,14 @@ def render(study: FeatureStudy) -> str:
             classes=_classes(study),
             share=share,
             change=change,
-            interval=_interval,
-            thresholds=_thresholds,
-            sd=_sd,
+            interval=lambda low, high: interval(low, high).replace(" ", "\N{NO-BREAK SPACE}"),
+            todo=_todo,
+            said=_said,
+            typeset=_typeset,
+            threshold=_threshold,
+            drift=_drift(study),
+            fixed=_fixed,
+            whole=_whole,
             took=took,
             many=_MANY,
             record=json_value(dataclasses.asdict(study)),
@@ -68,8 +82,13 @@ def share(value: float) -> str:
 
 def change(value: float) -> str:
     """A gain in points: ``+49.1``."""
-    text = f"{round(100 * value, 1) + 0.0:+.1f}" if math.isfinite(value) else figures.NONE
-    return text.replace("-", "−")
+    return _typeset(f"{100 * value:+.1f}") if math.isfinite(value) else figures.NONE
+
+
+def interval(low: float, high: float) -> str:
+    """That of a gain, in points: ``−3.1 to +5.9``. No gain is beyond 100 points, wherever the interval ends."""
+    low, high = (end if math.isnan(end) else min(max(end, -1.0), 1.0) for end in (low, high))
+    return f"{change(low)} to {change(high)}"
 
 
 def took(milliseconds: float) -> str:
@@ -84,12 +103,40 @@ def took(milliseconds: float) -> str:
 
 def _verdict(study: FeatureStudy) -> tuple[str, str]:
     """The summary up to its first semicolon, and the rest: what happened, and what explains it."""
-    first, _, rest = study.summary.rstrip(".").partition("; ")
+    if study.judged and all(row.versus_original.outcome == "too little data" for row in study.judged):
+        decided = f"that {study.sampled:,} samples in {study.splits} splits decide: none of {len(study.judged)}."
+        return "Too little data to tell.", f"Combinations of code and classifier {decided}"
+    first, _, rest = study.summary.partition("; ")
     return _said(first), _said(rest)
 
 
 def _said(text: str) -> str:
+    """A sentence of a record as a page has it."""
+    text = _typeset(text).rstrip(".")
     return f"{text[:1].upper()}{text[1:]}." if text else ""
+
+
+def _typeset(text: str) -> str:
+    """Figures with a minus sign, and without a sign where they are 0.0."""
+    return re.sub(r"(?<![\w.-])-(?=\d)", "−", re.sub(r"(?<![\w.-])[+-](?=0\.0(?![\d.]))", "", text))
+
+
+def _todo(row: JudgedRow) -> str:
+    """What follows from a row, in a few words; its figures are in the other cells."""
+    floats = row.versus_best_float.outcome if row.best_float != "original" else ""
+    match row.versus_original.outcome:
+        case "improves" if row.recommended:
+            return f"Use {row.code} codes" + (f"; {row.best_float} floats do as well" if floats == "equal" else "")
+        case "improves":
+            instead = INSTEAD.get(row.best_float, f"Use {row.best_float} floats instead")
+            return f"{instead}: they reach {share(row.best_float_accuracy)}"
+        case "equal":
+            return "For size alone" + (f"; {row.best_float} floats do better" if floats == "degrades" else "")
+        case "degrades":
+            return "Keep floats"
+        case "too little data":
+            return "More data needed"
+    return ""
 
 
 def _classes(study: FeatureStudy) -> str:
@@ -103,30 +150,68 @@ def _stored(study: FeatureStudy, name: str) -> StorageRow | None:
     return next((row for row in study.storage if row.name == name), None)
 
 
-def _interval(low: float, high: float) -> str:
-    return f"{change(low)} to {change(high)}".replace(" ", "\N{NO-BREAK SPACE}")
+def _threshold(row: JudgedRow, splits: int) -> tuple[str, str]:
+    """The median threshold, or that features had their own in most splits; and in how many they had."""
+    own = f"in {row.per_feature} of {splits} splits"
+    if 2 * row.per_feature > splits:
+        return "per feature", own
+    return _fixed(row.threshold), f"per feature {own}" if row.per_feature else ""
 
 
-def _thresholds(row: JudgedRow, splits: int) -> str:
-    """How often each feature had a threshold of its own, where any had."""
-    return f"one a feature in {row.per_feature} of {splits} splits" if row.per_feature else ""
+def _drift(study: FeatureStudy) -> str:
+    """Commands that watch the codes: with the options of the sweep, and from the folder where it was typed."""
+    given = _options(study.command, "--model", "--weights", "--layer", "--pool", "--inputs", "--out")
+    out = given.pop("--out", f"runs/features-{study.name}" if study.command else "")
+    if study.layer:
+        given = given | {"--model": given.get("--model", "MODEL"), "--layer": study.layer}
+    options = [part for option in given.items() for part in option]
+    files = (str(PurePosixPath(out, row.file)) for row in study.codes)
+    return "\n".join(shlex.join(["lowbit", "features", "drift", file, "NEW_DATA", *options]) for file in files)
+
+
+def _options(command: str, *names: str) -> dict[str, str]:
+    """The named options of a command that have a value."""
+    try:
+        typed = shlex.split(command)
+    except ValueError:  # no command, but some text
+        return {}
+    found = {}
+    for one, following in pairwise([*typed, ""]):
+        name, equals, value = one.partition("=")
+        if name in names:
+            found[name] = value if equals else following
+    return found
 
 
 def _facts(study: FeatureStudy, row: CodeRow) -> list[tuple[str, str]]:
     """What the plots of a code show, in figures."""
-    where = figures.names(f"{_sd(low)} to {_sd(high)}" for low, high in row.improving)
     facts = [
         ("Largest D", f"{_d(row.best, row.low, row.high)} at {_sd(row.threshold)}"),
         ("D of the floats", _d(study.original, study.low, study.high)),
-        ("D above the floats'", where if row.improving else "at no threshold"),
+        ("D above the floats'", _above(row)),
     ]
     best = max(row.accuracy, key=lambda one: one.mean, default=None)
     if best is not None:
         facts.append(("Most accurate of those tried", f"{share(best.mean)} at {_sd(best.threshold)}"))
-    floats = _neighbors(study)
-    if floats is not None:
-        facts.append(("Original floats, same classifier", share(floats)))
-    return [*facts, ("To code new data", row.file)]
+    floats = study.accuracy_floats.mean
+    return [*facts, ("Original floats, same classifier", share(floats)), ("To code new data", row.file)]
+
+
+def _above(row: CodeRow) -> str:
+    """Where D is above that of the floats, in words."""
+    found = [f"{_sd(low)} to {_sd(high)}" for low, high in _improving(row)]
+    return figures.names(found) if found else f"at {'hardly any' if row.improving else 'no'} threshold"
+
+
+def _improving(row: CodeRow) -> list[tuple[float, float]]:
+    """Intervals of thresholds with a larger D than floats, without single points, across gaps of one point."""
+    gap = 2.01 * (row.thresholds[1] - row.thresholds[0]) if len(row.thresholds) > 1 else 0.0
+    found: list[tuple[float, float]] = []
+    for low, high in row.improving:
+        if high > low:
+            joins = bool(found) and low - found[-1][1] < gap
+            found.append((found.pop()[0] if joins else low, high))
+    return found
 
 
 def _d(value: float, low: float, high: float) -> str:
@@ -137,9 +222,16 @@ def _sd(threshold: float) -> str:
     return f"{threshold:.3g}".replace("-", "−")
 
 
-def _neighbors(study: FeatureStudy) -> float | None:
-    """Accuracy of nearest neighbors on floats."""
-    return next((one.mean for one in study.candidates if (one.classifier, one.name) == NEIGHBORS), None)
+def _fixed(value: float) -> str:
+    """A figure of a column with two decimals."""
+    return f"{value:,.2f}".replace("-", "−") if math.isfinite(value) else figures.significant(value)
+
+
+def _whole(part: float) -> str:
+    """A share in whole percent; 0 and 100 only where it is nothing or all."""
+    if 0 < part < 0.005:
+        return "< 1 %"
+    return "> 99 %" if 0.995 < part < 1 else f"{100 * part:.0f} %"
 
 
 def _tried(study: FeatureStudy) -> tuple[list[str], list[tuple[str, list[tuple[str, str, bool]]]]]:
@@ -167,66 +259,96 @@ def _apart(study: FeatureStudy, row: CodeRow) -> Chart:
     several = len(study.classes) > 2  # else the mean pair is the worst pair
     curves = [(row.mean, study.original, "var(--front)"), *([(row.worst, study.worst, "var(--limit)")] * several)]
     drawable = [*row.mean, study.original, *((*row.worst, study.worst) if several else ()), row.low, row.high]
-    across, up = _across(row), _up([value for value in drawable if math.isfinite(value)])
+    across = _across([*row.thresholds, row.threshold])
+    up = _up([value for value in drawable if math.isfinite(value)], steep=_STEEP)
     x = encoded("x", across, "threshold, standard deviations", across.ticks(6), "~r")
     y = encoded("y", up, f"D{', log scale' if up.log else ''}", up.ticks(6), tick_format(up))
-    step = (across.high - across.low) / 100
-    better = [
-        {"x": low, "end": high} if high > low else {"x": low - step, "end": high + step} for low, high in row.improving
-    ]
-    layers = [layer(better, {"type": "rect", "color": "var(--meets-soft)"}, x=x, x2={"field": "end"})]
+    better = [{"x": low, "end": high} for low, high in _improving(row)]
+    layers = [layer(better, {"type": "rect", "color": "var(--better)"}, x=x, x2={"field": "end"})]
     for values, original, color in reversed(curves):
         points = _points(zip(row.thresholds, values, strict=True))
         dashes = {"type": "rule", "color": color, "strokeDash": [4, 3], "strokeWidth": 1.5}
         layers.append(layer(_points([(0, original)]), dashes, y=y))
         layers.append(layer(points, {"type": "line", "color": color, "strokeWidth": 2}, x=x, y=y))
     layers += _with_bars([(row.threshold, row.best, row.low, row.high)], x, y)
-    where = figures.names(f"{_sd(low)} to {_sd(high)}" for low, high in row.improving)
     summary = (
         f"Plot of D of {row.code} codes against the threshold: at most {figures.significant(row.best)} at "
         f"{_sd(row.threshold)}, {figures.significant(study.original)} for floats; "
-        + (f"above floats from {where}." if row.improving else "never above floats.")
+        f"above floats {'from ' if _improving(row) else ''}{_above(row)}."
     )
     return Chart("separation D", "all features together; larger is further apart", drawn(layers), (), summary)
 
 
 def _accuracy(study: FeatureStudy, row: CodeRow) -> Chart:
     """Accuracy of 5 nearest neighbors against the threshold."""
-    floats = _neighbors(study)
+    floats = study.accuracy_floats.mean
     scaled = [
         tuple(100 * value for value in (one.mean, one.mean - one.spread, min(one.mean + one.spread, 1)))
         for one in row.accuracy
     ]
     dots = [(one.threshold, *values) for one, values in zip(row.accuracy, scaled, strict=True)]
-    lines = [] if floats is None else [100 * floats]
-    across, up = _across(row), _up([value for one in scaled for value in one] + lines)
+    lines = [100 * floats] if math.isfinite(floats) else []
+    across = _across([one.threshold for one in row.accuracy])
+    up = _up([value for one in scaled for value in one if math.isfinite(value)] + lines)
     x = encoded("x", across, "threshold, standard deviations", across.ticks(6), "~r")
-    y = encoded("y", up, "accuracy, %", up.ticks(6), "~r")
+    y = encoded("y", up, "accuracy, %", [tick for tick in up.ticks(6) if 0 <= tick <= 100], "~r")
     dashes = {"type": "rule", "color": "var(--front)", "strokeDash": [4, 3], "strokeWidth": 1.5}
     layers = [
         layer(_points((0, value) for value in lines), dashes, y=y),
         layer(_points(dot[:2] for dot in dots), {"type": "line", "color": "var(--front)", "strokeWidth": 2}, x=x, y=y),
         *_with_bars(dots, x, y),
+        *texts([_named(FLOATS, value, dots, across, up) for value in lines], x, y),
     ]
     told = figures.names(f"{share(one.mean)} at {_sd(one.threshold)}" for one in row.accuracy)
-    beside = "" if floats is None else f"; floats: {share(floats)}"
-    summary = f"Plot of the accuracy of 5 nearest neighbors on {row.code} codes against the threshold: {told}{beside}."
+    summary = (
+        f"Plot of the accuracy of 5 nearest neighbors on {row.code} codes against the threshold: {told}; floats: "
+        f"{share(floats)}."
+    )
     return Chart("accuracy", "5 nearest neighbors, on the sample", drawn(layers), (), summary)
 
 
-def _across(row: CodeRow) -> Axis:
-    """All thresholds that either plot of a code has, so that they can be read side by side."""
-    every = [*row.thresholds, *(one.threshold for one in row.accuracy), row.threshold]
-    low, high = min(every), max(every)
+def _named(
+    text: str, value: float, dots: Sequence[tuple[float, ...]], across: Axis, up: Axis
+) -> dict[str, float | str]:
+    """The name of a horizontal line, at one of its ends and above or below it, where it covers least."""
+    line, width, half = HEIGHT - up.at(value), 0.58 * FONT * len(text), 0.62 * FONT
+    seen = [tuple(map(up.at, dot[1:])) for dot in dots if all(map(math.isfinite, dot))]
+    places = [across.at(dot[0]) for dot in dots if all(map(math.isfinite, dot))]
+    taken: list[Box] = [
+        (x - 5, HEIGHT - high - 5, x + 5, HEIGHT - low + 5) for x, (_, low, high) in zip(places, seen, strict=True)
+    ]
+    for (x, end), ((y, *_), (last, *_)) in zip(pairwise(places), pairwise(seen), strict=True):
+        steps = [(x + (end - x) * i / 12, HEIGHT - y - (last - y) * i / 12) for i in range(13)]
+        taken += [(a[0], min(a[1], b[1]) - 2, b[0], max(a[1], b[1]) + 2) for a, b in pairwise(steps)]
+    ends: tuple[tuple[float, Align], ...] = ((WIDTH, "right"), (0, "left"))
+    corners = [(x, y, align) for y in (line - 9, line + 10) for x, align in ends]
+
+    def covered(corner: tuple[float, float, Align]) -> float:
+        x, y, align = corner
+        left = x - width if align == "right" else x
+        box = (left, y - half, left + width, y + half)
+        outside = 2 * half * width - overlap(box, (0, -half, WIDTH + RIGHT, HEIGHT + 3))
+        return round(8 * outside + sum(overlap(box, one) for one in taken), 3)  # first of equal ones
+
+    x, y, align = min(corners, key=covered)
+    back = {"x": across.back(x), "y": up.back(HEIGHT - y)}
+    return {**back, "align": align, "text": text, "color": "var(--muted)"}
+
+
+def _across(thresholds: Sequence[float]) -> Axis:
+    """From the first to the last threshold of a plot."""
+    low, high = min(thresholds, default=0.0), max(thresholds, default=1.0)
     margin = 0.02 * (high - low) or 1.0
     return Axis(low - margin, high + margin, WIDTH)
 
 
-def _up(values: Sequence[float]) -> Axis:
+def _up(values: Sequence[float], steep: float = math.inf) -> Axis:
+    """Logarithmic from a `steep` ratio on; with room at both ends, so that a bar is seen to end."""
     low, high = min(values, default=0.0), max(values, default=1.0)
-    if low > 0 and high / low > _STEEP:
-        return Axis(low / 1.1, high * 1.1, HEIGHT, log=True)
-    margin = 0.08 * (high - low) or 0.05 * abs(high) or 1.0
+    if low > 0 and high / low > steep:
+        margin = (high / low) ** _ROOM
+        return Axis(low / margin, high * margin, HEIGHT, log=True)
+    margin = _ROOM * (high - low) or 0.05 * abs(high) or 1.0
     return Axis(low - margin, high + margin, HEIGHT)
 
 
@@ -236,11 +358,13 @@ def _points(pairs: Any) -> list[dict[str, float]]:
 
 
 def _with_bars(dots: Sequence[tuple[float, ...]], x: dict[str, Any], y: dict[str, Any]) -> list[dict[str, Any]]:
-    """Layers of points `(x, y, low, high)`."""
+    """Layers of points `(x, y, low, high)`, their bars with a cap at either end."""
     rows = [dict(zip(("x", "y", "low", "high"), dot, strict=True)) for dot in dots if all(map(math.isfinite, dot))]
     bar = {"type": "rule", "strokeWidth": 1.25, "opacity": 0.6, "color": "var(--front)"}
     point = {"type": "point", "stroke": "var(--front)", "fill": "var(--panel)", "strokeWidth": 1.75, "opacity": 1}
+    cap = {**bar, "type": "tick", "orient": "horizontal", "size": 7, "thickness": 1.25}
     return [
         layer(rows, bar, x=x, y={**y, "field": "low"}, y2={"field": "high"}),
+        *(layer(rows, cap, x=x, y={**y, "field": end}) for end in ("low", "high")),
         layer(rows, point, x=x, y=y),
     ]

@@ -28,10 +28,11 @@ from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import FunctionTransformer, RobustScaler, StandardScaler
 from sklearn.svm import LinearSVC
 
+from lowbit import files
 from lowbit.errors import FeatureError
-from lowbit.methods.discrimination.estimators import BinaryQuantizer, FeatureQuantizer, TernaryQuantizer
-from lowbit.methods.discrimination.histograms import Code
+from lowbit.methods.discrimination.estimators import QUANTIZERS, FeatureQuantizer
 from lowbit.methods.discrimination.measure import moments_of
+from lowbit.methods.discrimination.theory import Code
 
 FOLDS = 3  # of the cross-validation on the training part
 BINARY = (-0.5, 0.0, 0.5)  # thresholds beside the one with the largest D
@@ -84,12 +85,7 @@ def code_candidate(code: Code, *, sparse: bool) -> Candidate:
         "code__threshold": ["discrimination"],
         "code__per_feature": [False, True],
     }
-    return Candidate(code, (("code", quantizer(code)),), (by_discrimination, {"code__threshold": thresholds}))
-
-
-def quantizer(code: Code) -> FeatureQuantizer:
-    """By the threshold with the largest D."""
-    return BinaryQuantizer() if code == "binary" else TernaryQuantizer()
+    return Candidate(code, (("code", QUANTIZERS[code]()),), (by_discrimination, {"code__threshold": thresholds}))
 
 
 def default_classifiers() -> dict[str, BaseEstimator]:
@@ -144,17 +140,27 @@ def scored(
     train: npt.NDArray[np.integer],
     test: npt.NDArray[np.integer],
 ) -> Scored:
-    """Choose and fit on the rows `train` of features `[N, d]` and labels `[N]`; only then look at the rows `test`."""
+    """Choose and fit on the rows `train` of features `[N, d]` and labels `[N]`; only then look at the rows `test`.
+
+    Raises:
+        FeatureError: the classifier does not take the data.
+    """
     model = Pipeline([*candidate.steps, ("classifier", clone(classifier))])
-    with quiet():
-        if candidate.choices:
-            folds = StratifiedKFold(FOLDS)  # of rows in random order already
-            options = {"scoring": "accuracy", "cv": folds, "n_jobs": 1, "error_score": "raise"}
-            search = GridSearchCV(model, list(candidate.choices), **options)
-            model = search.fit(x[train], y[train]).best_estimator_
-        else:
-            model = clone(model).fit(x[train], y[train])
-        accuracy = float(np.mean(model.predict(x[test]) == y[test]))
+    try:
+        with quiet():
+            if candidate.choices:
+                folds = StratifiedKFold(FOLDS)  # of rows in random order already
+                options = {"scoring": "accuracy", "cv": folds, "n_jobs": 1, "error_score": "raise"}
+                search = GridSearchCV(model, list(candidate.choices), **options)
+                model = search.fit(x[train], y[train]).best_estimator_
+            else:
+                model = clone(model).fit(x[train], y[train])
+            accuracy = float(np.mean(model.predict(x[test]) == y[test]))
+    except ValueError as error:  # scikit-learn's
+        raise FeatureError(
+            f"{type(classifier).__name__} cannot learn from {candidate.name} features of {len(train)} samples "
+            f"({files.one_line(error)}); add samples, or give another classifier"
+        ) from error
     code = model.steps[0][1]
     if not isinstance(code, FeatureQuantizer):
         return Scored(accuracy)

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lowbit.errors import FeatureError
+from lowbit.methods.discrimination.estimators import QUANTIZERS
 from lowbit.methods.discrimination.histograms import STEPS, Histograms
 from lowbit.methods.discrimination.measure import by_feature, moments_of
 
@@ -38,6 +39,9 @@ class FeatureCheck:
         binary, ternary: D of its codes at the thresholds of all features.
         binary_own, ternary_own: its own best thresholds, in units of the scale.
         binary_best, ternary_best: D of its codes there.
+        telling: the correlation with the class of the feature or of one of its codes, whichever is largest.
+        binary_error, ternary_error: share of its variance that the code at the common threshold does not follow, 1 less
+            the squared correlation of both.
     """
 
     name: str
@@ -52,11 +56,9 @@ class FeatureCheck:
     ternary_own: float
     binary_best: float
     ternary_best: float
-
-    @property
-    def telling(self) -> float:
-        """The correlation with the class of the feature or of one of its codes, whichever is largest."""
-        return max(self.correlation, *(_correlation(d) for d in (self.binary_best, self.ternary_best)))
+    telling: float
+    binary_error: float
+    ternary_error: float
 
     @property
     def kept(self) -> tuple[float, float]:
@@ -84,9 +86,9 @@ class FeatureCheck:
             key=lambda one: one[2],
         )
         if d > self.original:
-            return f"{code} codes would, at a threshold of its own of {own:.2f} (D {self.original:.2f} to {d:.2f})."
+            return f"{code} codes would separate better at {own:.2f}, its own best (D {self.original:.2f} to {d:.2f})."
         share = (d - 0.5) / (self.original - 0.5)
-        return f"codes keep at most {share:.0%} of its separation: {tails}, correlation {self.correlation:.2f}."
+        return f"codes keep at most {100 * share:.0f} % of its separation: {tails}, correlation {self.correlation:.2f}."
 
 
 def check_features(
@@ -117,12 +119,19 @@ def check_features(
         own[code] = found.best_by_feature()
         best[code] = found.features[np.rint((own[code] - found.thresholds[0]) * STEPS).astype(int), np.arange(d)]
     original = by_feature(counts.moments(), corrected=True)
-    constant = counts.moments().variances.max(0) + np.ptp(counts.moments().means, axis=0) == 0
+    z, classes = counts.scaling.standardized(sample), len(counts.classes)
+
+    def related(found: Array) -> list[float]:
+        return [_correlation(one, classes) for one in found.tolist()]
+
+    correlation = related(original)
     kurtosis, zeros = _kurtosis(sample, labels), (sample == 0).mean(0)
     columns = zip(
-        *(names or [str(i) for i in range(d)], constant.tolist(), zeros.tolist(), map(_correlation, original.tolist())),
+        *(names or [str(i) for i in range(d)], counts.scaling.constant.tolist(), zeros.tolist(), correlation),
         *(kurtosis.tolist(), original.tolist()),
         *(side[code].tolist() for side in (at, own, best) for code in ("binary", "ternary")),
+        map(max, correlation, *(related(best[code]) for code in ("binary", "ternary"))),
+        *(_unexplained(z, QUANTIZERS[code]().fit_counts(counts).transform(sample)) for code in QUANTIZERS),
         strict=True,
     )
     return tuple(FeatureCheck(*row) for row in columns)
@@ -156,7 +165,7 @@ def applicability(checks: Sequence[FeatureCheck], counts: Histograms) -> tuple[s
             f"{FEW}, so leave per_feature off."
         )
     means = counts.moments().means
-    if counts.is_sparse or bool(((means > 0).all(0) | (means < 0).all(0)).mean() > 0.9):
+    if bool(((means >= 0).all(0) | (means <= 0).all(0)).mean() > 0.9):
         said.append(
             "All class means lie on one side of zero: the cosine of {0, 1} codes follows the number of ones; use "
             "Hamming distance or ternary codes."
@@ -165,10 +174,18 @@ def applicability(checks: Sequence[FeatureCheck], counts: Histograms) -> tuple[s
     return tuple(said)
 
 
-def _correlation(d: float) -> float:
-    """Abs of the correlation with the class that D stands for, F = 2 r^2 / (1 - r^2)."""
+def _correlation(d: float, classes: int) -> float:
+    """Abs of the correlation with the class that D of a feature stands for: F = C / (C - 1) r^2 / (1 - r^2)."""
     f = 2 * d - 1
-    return math.sqrt(f / (f + 2))
+    return math.sqrt(f / (f + classes / (classes - 1)))
+
+
+def _unexplained(z: npt.NDArray[np.floating], codes: npt.NDArray[np.floating]) -> list[float]:
+    """1 less the squared correlation of features with their codes, `[d]`; 1 where one does not vary."""
+    a, b = z - z.mean(0), codes - codes.mean(0)
+    size = (a**2).sum(0) * (b**2).sum(0)
+    found = 1 - np.divide((a * b).sum(0) ** 2, size, out=np.zeros_like(size), where=size > 0)
+    return [float(one) for one in np.clip(found, 0, 1)]
 
 
 def _kurtosis(x: npt.NDArray[np.floating], labels: npt.NDArray[np.generic]) -> Array:

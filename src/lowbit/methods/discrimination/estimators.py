@@ -25,10 +25,12 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from typing_extensions import Self
 
+from lowbit import files
 from lowbit.errors import FeatureError
-from lowbit.methods.discrimination.histograms import LIMITS, Code, Criterion, Histograms, Sweep, Unit, scaling
-from lowbit.methods.discrimination.measure import check_finite
+from lowbit.methods.discrimination.histograms import LIMITS, Criterion, Histograms, Scaling, Sweep, Unit, scaling
+from lowbit.methods.discrimination.measure import as_rows, check_finite
 from lowbit.methods.discrimination.packed import Packed, concatenate, pack
+from lowbit.methods.discrimination.theory import Code
 
 Choice = Literal["discrimination", "accuracy"]
 FEW = 50  # samples of the smallest class at which a feature's own threshold counts as much as the one of all
@@ -54,7 +56,7 @@ class FeatureQuantizer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):  
         cv: folds, or a splitter, of that accuracy.
 
     Attributes:
-        center_, scale_: `[d]`, float32.
+        center_, scale_: `[d]`; constant_: which features have one value only, and are coded 0.
         threshold_: in units of the scale; a number, or `[d]`.
         classes_: labels, `[C]`.
         histograms_: what the threshold was chosen by; None for a given threshold.
@@ -113,8 +115,7 @@ class FeatureQuantizer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):  
             FeatureError: as `fit`, a label that is not in `classes`, or a threshold chosen by accuracy, for which all
                 data have to be there at once.
         """
-        if self.threshold == "accuracy":
-            raise FeatureError('threshold: "accuracy" needs all data at once; use fit, or threshold="discrimination"')
+        self._check_streams()
         data, labels = self._count(x, y, classes)
         if not self._is_chosen():
             self.threshold_ = self._given()
@@ -128,12 +129,10 @@ class FeatureQuantizer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):  
         Raises:
             FeatureError: a class has too few samples, or the threshold is chosen by accuracy, which needs the data.
         """
-        if self.threshold == "accuracy":
-            raise FeatureError('threshold: "accuracy" needs all data at once; use fit, or threshold="discrimination"')
+        self._check_streams()
         self._forget()
-        self.classes_, self.n_features_in_ = counts.classes, len(counts.scaling.scale)
-        self.center_, self.scale_ = counts.scaling.center, counts.scaling.scale
-        self.histograms_ = counts if self._is_chosen() else None
+        self.n_features_in_ = len(counts.scaling.scale)
+        self._take(counts.classes, counts.scaling, counts if self._is_chosen() else None)
         self.threshold_ = self._best(None, None) if self._is_chosen() else self._given()
         return self
 
@@ -152,15 +151,16 @@ class FeatureQuantizer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):  
                 "got sparse features, expected dense ones: zeros are not coded as 0 where features are centered or the "
                 "threshold is negative; fit on sparse features, or use center=False"
             )
-        found = data.copy()
-        found.data = self._codes(data.data, *self._cuts(data.dtype, data.indices)).astype(data.dtype)
+        found = as_rows(data).copy()
+        found.data = self._codes(found.data, *self._cuts(data.dtype, found.indices)).astype(data.dtype)
         found.eliminate_zeros()
         return found
 
     def pack(self, x: Any) -> Packed:
         """Codes of features `[N, d]` at 1 (binary) or 2 (ternary) bits each; the rest as `transform`."""
-        chunks, ternary = range(0, x.shape[0], ROWS), self._code == "ternary"
-        return concatenate([pack(self.transform(x[i : i + ROWS]), ternary=ternary) for i in chunks])
+        rows, ternary = as_rows(x), self._code == "ternary"
+        chunks = range(0, max(rows.shape[0], 1), ROWS)
+        return concatenate([pack(self.transform(rows[i : i + ROWS]), ternary=ternary) for i in chunks])
 
     def sweep(self) -> Sweep:
         """D against the threshold, on the data that this was fitted to.
@@ -182,36 +182,42 @@ class FeatureQuantizer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):  
             raise FeatureError('threshold: a given one needs no counts; fit with threshold="discrimination" to sweep')
         return self.histograms_
 
+    def _check_streams(self) -> None:
+        if isinstance(self.threshold, str) and self.threshold == "accuracy":
+            raise FeatureError('threshold: "accuracy" needs all data at once; use fit, or threshold="discrimination"')
+
     def _forget(self) -> None:
         for name in [n for n in vars(self) if n.endswith("_") and not n.startswith("__")]:
             delattr(self, name)
 
     def _count(self, x: Any, y: Any, classes: Any) -> tuple[Any, Any]:
         """Count a chunk, on the scale of the first one; returns it checked."""
-        first = not hasattr(self, "scale_")
+        first, chosen = not hasattr(self, "scale_"), self._is_chosen()
         data, labels = self._checked(x, y, reset=first)
         check_classification_targets(labels)
-        if first:
-            self.classes_ = np.unique(labels if classes is None else np.asarray(classes))
-            if len(self.classes_) < 2:
-                raise FeatureError(
-                    f"{type(self).__name__} got labels of one class only ({self.classes_[0]!r}), expected two or more; "
-                    "name those still to come in classes="
-                )
-            units = scaling(data, center=self.center, unit=self.unit)
-            self.center_, self.scale_ = units.center, units.scale
-            self.histograms_ = None
-            if self._is_chosen():
-                self.histograms_ = Histograms.empty(self.classes_, units, is_sparse=bool(sparse.issparse(data)))
-        unseen = np.setdiff1d(labels, self.classes_)
+        known = self.classes_ if not first else np.unique(labels if classes is None else np.asarray(classes))
+        if len(known) < 2:
+            raise FeatureError(
+                f"{type(self).__name__} got labels of one class only ({known[0]}), expected two or more; name those "
+                "still to come in classes="
+            )
+        unseen = np.setdiff1d(labels, known)
         if len(unseen):
             raise FeatureError(
-                f"labels: got {unseen[0]!r}, expected one of {self.classes_.tolist()}; name all in classes= of the "
-                "first partial_fit"
+                f"labels: got {unseen[0]}, expected one of {known.tolist()}; name all in classes= of the first "
+                "partial_fit"
             )
+        if first:
+            units = scaling(data, center=self.center, unit=self.unit)
+            empty = Histograms.empty(known, units, is_sparse=bool(sparse.issparse(data)))
+            self._take(known, units, empty if chosen else None)
         if self.histograms_ is not None:
             self.histograms_ = self.histograms_.added(data, labels)
         return data, labels
+
+    def _take(self, classes: npt.NDArray[Any], units: Scaling, counts: Histograms | None) -> None:
+        self.classes_, self.histograms_ = classes, counts
+        self.center_, self.scale_, self.constant_ = units.center, units.scale, units.constant
 
     def _checked(self, x: Any, *y: Any, reset: bool) -> Any:
         """Features, with labels if given, after scikit-learn's checks; a value that is not finite is named."""
@@ -239,7 +245,7 @@ class FeatureQuantizer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):  
         """The threshold that is chosen: a number, or `[d]`."""
         found = self.sweep()
         best = found.best(self.criterion)
-        if self.threshold == "accuracy":
+        if isinstance(self.threshold, str) and self.threshold == "accuracy":
             best = self._most_accurate(data, labels, best)
         if not self.per_feature:
             return best
@@ -257,16 +263,23 @@ class FeatureQuantizer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):  
         def accuracy(threshold: float) -> float:
             classifier = KNeighborsClassifier() if self.classifier is None else clone(self.classifier)
             codes = make_pipeline(type(self)(threshold, center=self.center, unit=self.unit), classifier)
-            return float(cross_val_score(codes, data, labels, cv=self.cv).mean())
+            return float(cross_val_score(codes, data, labels, cv=self.cv, error_score="raise").mean())
 
         tried: list[float] = [best, *np.linspace(low, high, TRIED).tolist()]
-        return max(tried, key=accuracy)
+        try:
+            return max(tried, key=accuracy)
+        except FeatureError:
+            raise
+        except ValueError as error:
+            raise FeatureError(f"classifier: {files.one_line(error)}; give it more samples, or another one") from error
 
     def _cuts(self, dtype: Any, of: Any = slice(None)) -> tuple[Any, Any]:
         """What values of the features `of` have to exceed, or fall below, to be 1 or -1."""
         middle, size = self.center_[of], self.scale_[of]
         reach = size * (self.threshold_[of] if np.ndim(self.threshold_) else self.threshold_)
-        return (middle + reach).astype(dtype), (middle - reach).astype(dtype)
+        fixed = self.constant_[of]  # coded 0
+        above, below = np.where(fixed, np.inf, middle + reach), np.where(fixed, -np.inf, middle - reach)
+        return above.astype(dtype), below.astype(dtype)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -297,3 +310,6 @@ class TernaryQuantizer(FeatureQuantizer):
 
     def _codes(self, x: Any, above: Any, below: Any) -> Any:
         return (x > above).astype(np.int8) - (x < below)
+
+
+QUANTIZERS: dict[Code, type[FeatureQuantizer]] = {"binary": BinaryQuantizer, "ternary": TernaryQuantizer}

@@ -7,19 +7,21 @@ another look at the data. Counts of different chunks, processes and machines add
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 from scipy import sparse
+from sklearn.preprocessing import StandardScaler
 
 from lowbit.errors import FeatureError
 from lowbit.methods.discrimination import bits
 from lowbit.methods.discrimination.measure import Matrix, Moments, by_feature, mean_pair, pairs, worst_pair
+from lowbit.methods.discrimination.theory import Code
 
 Array = npt.NDArray[np.float64]
-Code = Literal["binary", "ternary"]
 Criterion = Literal["mean", "worst"]
 Unit = Literal["std", "mean"]
 
@@ -27,47 +29,78 @@ STEPS = 16  # thresholds to a unit of the scale
 REACH = 4  # units of the scale that the thresholds go out to, to both sides
 LIMITS: dict[Code, tuple[float, float]] = {"binary": (-1.5, 1.5), "ternary": (0.0, 2.0)}  # the paper's grids
 _COUNTED = ("counts", "samples", "sums", "squares")
+SMALL = 1e-30  # least scale of a feature; one over it is the largest
 HALF = 2 * STEPS * REACH  # the bin of zero: even bins are the thresholds themselves, odd ones what lies between
 
 
 @dataclass(frozen=True, eq=False)
 class Scaling:
-    """Where features are 0 and how large a unit is: `center` `[d]`, `scale` `[d]`."""
+    """Where features are 0 and how large a unit is: `center` `[d]`, `scale` `[d]`, and which are `constant` `[d]`."""
 
     center: Array
     scale: Array
+    constant: npt.NDArray[np.bool_]
 
     def standardized(self, x: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
         """z = (x - center) / scale."""
         return np.asarray((x - self.center) / self.scale)
 
+    def same_as(self, other: Scaling) -> bool:
+        """Whether both standardize alike."""
+        return all(np.array_equal(getattr(self, n), getattr(other, n)) for n in ("center", "scale", "constant"))
 
-def scaling(x: Matrix, *, center: bool = True, unit: Unit = "std") -> Scaling:
-    """The scaling of features `[N, d]`.
+
+def scaling(*chunks: Matrix, center: bool = True, unit: Unit = "std") -> Scaling:
+    """The scaling of features `[N, d]`, all at once or in chunks.
 
     Args:
-        x: finite features.
+        chunks: finite features.
         center: whether zero is the mean, else it stays 0. Sparse features are never centered, which would fill them.
         unit: the standard deviation, or the mean of abs(x - center), as the paper has it.
 
     Raises:
-        FeatureError: the unit is unknown.
+        FeatureError: the unit is unknown, or features are too large or too small to be squared.
     """
+    return scaling_of(lambda: iter(chunks), center=center, unit=unit)
+
+
+def scaling_of(chunks: Callable[[], Iterator[Matrix]], *, center: bool = True, unit: Unit = "std") -> Scaling:
+    """The same for chunks that are read one after the other, twice if the unit is ``"mean"``."""
     if unit not in get_args(Unit):
         raise FeatureError(f"unit: got {unit!r}, expected one of {', '.join(get_args(Unit))}")
-    if sparse.issparse(x):
-        count = max(x.shape[0], 1)
-        mean = np.asarray(x.sum(0, dtype=np.float64)).reshape(-1) / count
-        if unit == "mean":
-            size = np.asarray(abs(x).sum(0, dtype=np.float64)).reshape(-1) / count
-        else:
-            square = np.asarray(x.multiply(x).sum(0, dtype=np.float64)).reshape(-1) / count
-            size = np.sqrt(np.maximum(square - mean**2, 0))
-        return Scaling(np.zeros_like(mean), np.where(size > 0, size, 1))
-    middle = x.mean(0, dtype=np.float64) if center else np.zeros(x.shape[1])
-    size = x.std(0, dtype=np.float64) if unit == "std" else np.abs(x - middle).mean(0, dtype=np.float64)
-    constant = size <= 1e-7 * np.abs(x[0])  # rounding keeps a constant feature from deviating by exactly 0
-    return Scaling(np.where(constant & center, x[0], middle), np.where(constant, 1, size))
+    moments, low, high = StandardScaler(with_mean=False), np.array(np.inf), np.array(-np.inf)
+    with np.errstate(over="ignore", invalid="ignore"):
+        for chunk in chunks():
+            if not chunk.shape[0]:
+                continue
+            moments.partial_fit(chunk)
+            low, high = np.minimum(low, _column(chunk.min(0))), np.maximum(high, _column(chunk.max(0)))
+            thin = bool(sparse.issparse(chunk))
+    if np.isinf(low).any():
+        raise FeatureError("features: got no samples, expected at least one")
+    constant = np.asarray(low == high)
+    middle = np.zeros_like(moments.mean_) if thin or not center else np.where(constant, low, moments.mean_)
+    size = np.sqrt(moments.var_) if unit == "std" else _mean_distance(chunks, middle, moments.n_samples_seen_)
+    fits = constant | ((size > SMALL) & (size < 1 / SMALL))
+    if not fits.all():
+        column = int(np.argmin(fits))
+        raise FeatureError(
+            f"features: column {column} has a scale of {size[column]:.3g}, too small or large; rescale it"
+        )
+    return Scaling(middle, np.where(constant, 1, size), constant)
+
+
+def _column(values: Any) -> Array:
+    """A row of extremes, `[d]`."""
+    return np.asarray(values.todense() if sparse.issparse(values) else values, float).reshape(-1)
+
+
+def _mean_distance(chunks: Callable[[], Iterator[Matrix]], middle: Array, samples: int) -> Array:
+    """Mean of abs(x - middle), `[d]`."""
+    found = np.zeros_like(middle)
+    for x in chunks():
+        found += np.asarray(abs(x if sparse.issparse(x) else x - middle).sum(0, dtype=np.float64)).reshape(-1)
+    return found / samples
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,6 +188,10 @@ class Histograms:
         which = np.searchsorted(into.classes, labels).astype(np.int32)
         inverse = 1 / into.scaling.scale
         samples = np.bincount(which, minlength=len(into.classes))
+        if bool(sparse.issparse(x)) != self.is_sparse:
+            raise FeatureError(
+                "got sparse features for dense ones, or dense for sparse, expected one of both in all chunks"
+            )
         if sparse.issparse(x):
             into._count_sparse(x, which, samples, inverse)
         else:
@@ -171,15 +208,15 @@ class Histograms:
         Raises:
             FeatureError: they count in other units.
         """
-        mine, others = self.scaling, other.scaling
-        same = np.array_equal(mine.center, others.center) and np.array_equal(mine.scale, others.scale)
-        if not same or self.is_sparse != other.is_sparse:
+        if not self.scaling.same_as(other.scaling) or self.is_sparse != other.is_sparse:
             raise FeatureError("histograms of other centers or scales cannot be added; count all data in the same")
         one, two = self._covering(other.classes), other._covering(self.classes)
         return replace(one, **{name: getattr(one, name) + getattr(two, name) for name in _COUNTED})
 
     def _covering(self, classes: npt.NDArray[np.generic]) -> Histograms:
         """These, with empty counts for the `classes` that are not there yet."""
+        if (self.classes.dtype.kind in "US") != (np.asarray(classes).dtype.kind in "US"):
+            raise FeatureError("labels: got numbers and texts, expected one of both in all chunks; convert them")
         union = np.union1d(self.classes, classes)
         if len(union) == len(self.classes):
             return self
@@ -188,6 +225,12 @@ class Histograms:
         for name in _COUNTED:
             getattr(wider, name)[place] = getattr(self, name)
         return wider
+
+    @property
+    def beyond(self) -> float:
+        """The share of values that lie further out than any threshold, where thresholds cannot tell them apart."""
+        outer = int(self.counts[..., 0].sum() + self.counts[..., -1].sum())
+        return outer / max(int(self.samples.sum()) * len(self.scaling.scale), 1)
 
     def moments(self) -> Moments:
         """Of the features themselves, standardized."""
@@ -224,10 +267,11 @@ class Histograms:
         """Moments of the codes at the thresholds `ticks` / `STEPS`, `[T, C, d]`."""
         up_to = self.counts.cumsum(-1)
         n = np.maximum(self.samples, 1)[:, None, None]
-        above = np.moveaxis(1 - up_to[..., HALF + 2 * ticks] / n, -1, 0)
+        live = ~self.scaling.constant  # a constant is coded 0
+        above = np.moveaxis(1 - up_to[..., HALF + 2 * ticks] / n, -1, 0) * live
         if code == "binary":
             return Moments(self.samples, above, above * (1 - above))
-        below = np.moveaxis(up_to[..., HALF - 2 * ticks - 1] / n, -1, 0)
+        below = np.moveaxis(up_to[..., HALF - 2 * ticks - 1] / n, -1, 0) * live
         mean = above - below
         return Moments(self.samples, mean, np.maximum(above + below - mean**2, 0))
 
@@ -247,6 +291,11 @@ class Histograms:
         np.add.at(self.squares, (rows, x.indices), np.square(z, dtype=np.float64))
 
     def _check(self) -> None:
+        if len(self.classes) < 2:
+            raise FeatureError(
+                f"labels: got one class only ({self.classes[0]}), expected two or more; discrimination is between "
+                "classes"
+            )
         missing = self.classes[self.samples < 2]
         if len(missing):
             count = int(self.samples[self.classes == missing[0]][0])

@@ -28,7 +28,6 @@ from lowbit.errors import FeatureError
 
 Array = npt.NDArray[np.float64]
 Matrix: TypeAlias = Any  # features [N, d]: an array, or a sparse matrix of scipy
-SMALLEST = 1e-12  # of a sum of variances, relative to the squared difference of means: D stays finite
 
 
 @dataclass(frozen=True)
@@ -101,8 +100,8 @@ def interval(
 ) -> tuple[float, float]:
     """The interval of the mean D, over `draws` resamples class by class; of the codes `code(x)` if one is given.
 
-    It is the basic bootstrap interval, 2 D - quantiles: resampled classes lie further apart than those they are drawn
-    from, as those do than the truth, and the basic interval takes that away.
+    It is the basic bootstrap interval of F (of its logarithm from 1 on): resampled classes lie further apart than those
+    they are drawn from, as those do than the truth, and the basic interval takes that away.
 
     Raises:
         FeatureError: as `discrimination`.
@@ -117,9 +116,11 @@ def interval(
     generator = np.random.default_rng(seed)
     members = [np.flatnonzero(which == c) for c in range(len(classes))]
     found = [mean_of(np.concatenate([generator.choice(one, len(one)) for one in members])) for _ in range(draws)]
-    value = mean_of(np.arange(len(which)))
-    low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
-    return max(2 * value - float(high), 0.5), 2 * value - float(low)
+    value = 2 * mean_of(np.arange(len(which))) - 1
+    low, high = 2 * np.quantile(found, [(1 - level) / 2, (1 + level) / 2]) - 1
+    large = value >= 1  # large ones spread by a factor
+    least, most = (value**2 / high, value**2 / low) if large else (2 * value - high, 2 * value - low)
+    return 0.5 + max(float(least), 0) / 2, 0.5 + max(float(most), 0) / 2
 
 
 def moments_of(x: Matrix, which: npt.NDArray[np.int64], classes: int) -> Moments:
@@ -146,7 +147,7 @@ def pairs(moments: Moments, *, corrected: bool) -> Array:
     if corrected:
         noise = (variances / moments.counts[:, None]).sum(-1)
         between = between - noise[..., :, None] - noise[..., None, :]
-    found = _measure(between, shared)
+    found = _measure(between, shared, moments.counts[:, None] + moments.counts)
     own = np.arange(found.shape[-1])
     found[..., own, own] = np.nan
     return found
@@ -158,7 +159,7 @@ def by_feature(moments: Moments, *, corrected: bool) -> Array:
     between = classes * (moments.means**2).sum(-2) - moments.means.sum(-2) ** 2
     if corrected:
         between = between - (classes - 1) * (variances / moments.counts[:, None]).sum(-2)
-    return _measure(between, (classes - 1) * variances.sum(-2))
+    return _measure(between, (classes - 1) * variances.sum(-2), moments.counts.sum())
 
 
 def mean_pair(found: Array) -> Array:
@@ -177,8 +178,7 @@ def labeled(x: Matrix, y: npt.ArrayLike) -> tuple[Matrix, npt.NDArray[np.generic
     Raises:
         FeatureError: another number of labels than samples, one class only, or values that are not finite.
     """
-    data = x.tocsr() if sparse.issparse(x) else np.asarray(x)
-    labels = np.asarray(y)
+    data, labels = as_rows(x), as_labels(y)
     if data.ndim != 2 or labels.ndim != 1 or data.shape[0] != len(labels):
         raise FeatureError(
             f"got features {list(data.shape)} and labels {list(labels.shape)}, expected [N, d] and [N]; pass one row "
@@ -193,6 +193,39 @@ def labeled(x: Matrix, y: npt.ArrayLike) -> tuple[Matrix, npt.NDArray[np.generic
             else "got no samples, expected at least two of each class"
         )
     return data, classes, which.astype(np.int64)
+
+
+def as_rows(x: Any) -> Matrix:
+    """Features as an array, or as sparse rows without duplicate entries.
+
+    Raises:
+        FeatureError: they are no real numbers.
+    """
+    found: Matrix = x.tocsr() if sparse.issparse(x) else np.asarray(x)
+    if found.dtype.kind not in "biuf":
+        raise FeatureError(f"features: got {found.dtype}, expected real numbers; convert them")
+    if sparse.issparse(found) and not found.has_canonical_format:
+        found = found.copy() if found is x else found
+        found.sum_duplicates()
+    return found
+
+
+def as_labels(y: Any) -> npt.NDArray[np.generic]:
+    """Labels as an array of classes.
+
+    Raises:
+        FeatureError: there are none, or they are no classes: fractions, NaN, or of several types.
+    """
+    if y is None:
+        raise FeatureError("labels: got none, expected one a sample; discrimination is between classes")
+    labels = np.asarray(y)
+    try:
+        np.unique(labels)
+    except TypeError:
+        raise FeatureError("labels: got values of several types, expected numbers or texts; convert them") from None
+    if labels.dtype.kind == "f" and not (np.isfinite(labels).all() and (labels == np.rint(labels)).all()):
+        raise FeatureError("labels: got fractions or NaN, expected classes; convert them to whole numbers or texts")
+    return labels
 
 
 def check_finite(x: Matrix) -> None:
@@ -234,8 +267,8 @@ def _variances(moments: Moments, corrected: bool) -> Array:
     return np.asarray(moments.variances * (n / np.maximum(n - 1, 1)))
 
 
-def _measure(between: Array, within: Array) -> Array:
-    """(1 + F) / 2, F not below 0; 1/2 where nothing varies."""
+def _measure(between: Array, within: Array, samples: npt.NDArray[np.int64]) -> Array:
+    """(1 + F) / 2; 1/2 where nothing varies. F is at least 0, and at most the number of samples, which show no more."""
     between = np.maximum(between, 0)
-    floor = np.maximum(within, SMALLEST * between)
+    floor = np.maximum(within, between / samples)
     return np.asarray(0.5 + np.divide(between, 2 * floor, out=np.zeros_like(between), where=floor > 0))

@@ -1,6 +1,7 @@
 """Codes at one or two bits a feature: how they are stored, and who is nearest to whom.
 
-A row of d binary codes takes d / 8 bytes, one of ternary codes twice that: 32 and 16 times less than float32. Distances
+A row of d binary codes takes d / 8 bytes in words of 64 bits, one of ternary codes twice that: 32 and 16 times less
+than float32, if there are many features. Distances
 between rows are counts of bits (see `lowbit.methods.discrimination.bits`), so many rows lie equally far from a query.
 Whoever takes the first k of them decides by the order of the rows: with one feature and rows sorted by class, that is
 no better than guessing. Here all rows as far as the k-th share its vote.
@@ -35,6 +36,7 @@ from lowbit.methods.discrimination.bits import (
     squared_norms,
     votes,
 )
+from lowbit.methods.discrimination.measure import as_rows
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -112,7 +114,7 @@ def pack(codes: Codes, *, ternary: bool | None = None) -> Packed:
     Raises:
         FeatureError: not a matrix of such numbers; the first other one is named.
     """
-    codes = codes.tocsr() if scipy.sparse.issparse(codes) else np.asarray(codes)
+    codes = as_rows(codes)
     if codes.ndim != 2 or codes.dtype.kind not in "biuf":
         raise FeatureError(f"got {codes.dtype} {list(codes.shape)}, expected codes [n, d] of numbers")
     n, d = codes.shape
@@ -143,6 +145,11 @@ def _dense(codes: Codes) -> Iterator[tuple[int, NDArray[Any]]]:
     for start in range(0, codes.shape[0], step):
         some = codes[start : start + step]
         yield start, some.toarray() if scipy.sparse.issparse(some) else some
+
+
+def bytes_per_row(features: int, *, ternary: bool) -> int:
+    """What a row of codes takes: whole words of 64 bits, in one plane or two."""
+    return -(-features // 64) * (16 if ternary else 8)
 
 
 def concatenate(parts: Sequence[Packed]) -> Packed:
@@ -250,6 +257,18 @@ class PackedKNeighborsClassifier(ClassifierMixin, BaseEstimator):  # type: ignor
         check_is_fitted(self)
         classes: NDArray[Any] = self.classes_[self.predict_proba(X).argmax(1)]
         return classes
+
+    def score(self, X: Codes, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
+        """Share of the samples that are predicted right.
+
+        Raises:
+            FeatureError: a label that was not there in `fit`, which nobody can predict.
+        """
+        check_is_fitted(self)
+        unseen = np.setdiff1d(np.asarray(y), self.classes_)
+        if len(unseen):
+            raise FeatureError(f"labels: got {unseen[0]}, which was not seen in fit, expected {self.classes_.tolist()}")
+        return float(super().score(X, y, sample_weight))
 
     def _neighbors(self, k: int) -> int:
         rows = len(self._packed)

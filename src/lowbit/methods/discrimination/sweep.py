@@ -10,6 +10,7 @@ which only the reader of the chunks travels. Memory holds one chunk and one set 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -22,11 +23,12 @@ from joblib import Parallel, delayed, effective_n_jobs
 from scipy import sparse
 
 from lowbit import files
-from lowbit.errors import FeatureError
-from lowbit.methods.discrimination.histograms import Histograms, Scaling, Unit, scaling
-from lowbit.methods.discrimination.measure import Matrix, check_finite
+from lowbit.errors import DataError, DataWarning, FeatureError
+from lowbit.methods.discrimination.histograms import REACH, Histograms, Scaling, Unit, scaling, scaling_of
+from lowbit.methods.discrimination.measure import Matrix, as_labels, as_rows, check_finite
 
 Chunk: TypeAlias = tuple[Matrix, npt.NDArray[np.generic]]
+FAR = 0.05  # share of values beyond all thresholds that is told
 SCALED_ON = 8  # chunks, evenly spread, that the scale is taken from
 
 
@@ -67,7 +69,7 @@ def count_features(
     if first is None:
         raise FeatureError("got no chunk of features, expected at least one")
     units = scale or scaling(_checked(first, None)[0], center=center, unit=unit)
-    return _counted(chain([first], stream), units)
+    return _told(_counted(chain([first], stream), units))
 
 
 def in_pieces(x: Matrix, y: npt.NDArray[np.generic], rows: int = 65536) -> Sequence[Chunk]:
@@ -92,8 +94,15 @@ class ArrayFiles:
     y: Path
     rows: int = 65536
 
+    def __post_init__(self) -> None:
+        if self.rows < 1:
+            raise DataError(f"rows: got {self.rows}, expected at least 1")
+
     def __len__(self) -> int:
-        return math.ceil(len(self._opened(self.y)) / self.rows)
+        x, y = len(self._opened(self.x)), len(self._opened(self.y))
+        if x != y:
+            raise DataError(f"'{self.x}' has {x} rows and '{self.y}' {y}, expected one label a row")
+        return math.ceil(y / self.rows)
 
     def __getitem__(self, index: int, /) -> Chunk:
         if not 0 <= index < len(self):
@@ -113,18 +122,22 @@ def _in_parallel(chunks: Chunks, scale: Scaling | None, center: bool, unit: Unit
     units = scale
     if units is None:
         spread = sorted({int(i) for i in np.linspace(0, len(chunks) - 1, SCALED_ON)})
-        seen: list[Matrix] = []
-        for i in spread:
-            seen.append(_checked(chunks[i], seen[0].shape[1] if seen else None)[0])
-        together = sparse.vstack(seen, format="csr") if sparse.issparse(seen[0]) else np.concatenate(seen)
-        units = scaling(together, center=center, unit=unit)
+
+        def read() -> Iterator[Matrix]:
+            features = None
+            for i in spread:
+                x, _ = _checked(chunks[i], features)
+                features = x.shape[1]
+                yield x
+
+        units = scaling_of(read, center=center, unit=unit)
     workers = max(effective_n_jobs(n_jobs), 1)
     turns = [range(i, len(chunks), workers) for i in range(min(workers, len(chunks)))]
     parts = Parallel(n_jobs=n_jobs, prefer="threads")(delayed(_counted_of)(chunks, turn, units) for turn in turns)
     whole: Histograms = parts[0]
     for part in parts[1:]:
         whole = whole.merged(part)
-    return whole
+    return _told(whole)
 
 
 def _counted_of(chunks: Chunks, turn: range, units: Scaling) -> Histograms:
@@ -135,6 +148,8 @@ def _counted(chunks: Iterator[Chunk] | Iterable[Chunk], units: Scaling) -> Histo
     found = None
     for chunk in chunks:
         x, y = _checked(chunk, len(units.scale))
+        if not len(y):
+            continue
         if found is None:
             found = Histograms.empty(np.unique(y), units, is_sparse=bool(sparse.issparse(x)))
         found = found.added(x, y)
@@ -144,10 +159,24 @@ def _counted(chunks: Iterator[Chunk] | Iterable[Chunk], units: Scaling) -> Histo
 
 
 def _checked(chunk: Chunk, features: int | None) -> Chunk:
-    x, y = chunk
-    if x.ndim != 2 or len(y) != x.shape[0] or x.shape[0] == 0 or features not in (None, x.shape[1]):
+    if not isinstance(chunk, Sequence) or len(chunk) != 2:
+        raise FeatureError(f"got a chunk of type {type(chunk).__name__}, expected (features, labels)")
+    x, y = as_rows(chunk[0]), as_labels(chunk[1])
+    if x.ndim != 2 or y.shape != x.shape[:1] or features not in (None, x.shape[1]):
         raise FeatureError(
-            f"got a chunk of features {list(x.shape)} and {len(y)} labels, expected [n, {features or 'd'}] and n"
+            f"got a chunk of features {list(x.shape)} and labels {list(y.shape)}, expected [n, {features or 'd'}] and "
+            "[n]"
         )
     check_finite(x)
     return x, y
+
+
+def _told(counts: Histograms) -> Histograms:
+    if counts.beyond > FAR:
+        warnings.warn(
+            f"{counts.beyond:.0%} of the values lie more than {REACH} units of the scale from the center, beyond all "
+            "thresholds: the scale does not fit the data; give scale=, or chunks that are drawn at random",
+            DataWarning,
+            stacklevel=3,
+        )
+    return counts

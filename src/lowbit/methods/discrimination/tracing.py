@@ -20,18 +20,15 @@ from scipy import stats
 from sklearn.utils.validation import check_is_fitted
 from typing_extensions import Self
 
-from lowbit import __version__, files
+from lowbit import __version__, drift, files
 from lowbit.errors import FeatureError
-from lowbit.methods.discrimination.estimators import BinaryQuantizer, FeatureQuantizer, TernaryQuantizer
-from lowbit.methods.discrimination.histograms import Code
-from lowbit.methods.discrimination.measure import digest
+from lowbit.methods.discrimination.estimators import QUANTIZERS, BinaryQuantizer, FeatureQuantizer
+from lowbit.methods.discrimination.measure import as_rows, digest
+from lowbit.methods.discrimination.theory import Code
 from lowbit.recipe import validated
 
 Array = npt.NDArray[np.float64]
 What = Literal["to zero", "from zero", "flipped"]
-MOVED = 0.2  # population stability index from which codes are called changed, the usual rule of thumb
-SURE = 0.01  # and the chance, over all features, of calling any changed that is not
-LEAST = 1e-4  # share that a code which never came is counted with
 
 
 @dataclass(frozen=True)
@@ -63,7 +60,7 @@ class FeatureDrift:
     Attributes:
         samples: new ones.
         index: population stability index of each feature, `[d]`: sum of (new - old) log(new / old) over its codes.
-        p: of a chi-squared test that they come equally often, each feature by itself, `[d]`.
+        p: chance of that if they come equally often, exact, each feature by itself, `[d]`.
         moved: names of the features that changed: an index of 0.2 or more, and p below 0.01 over all features.
     """
 
@@ -96,6 +93,7 @@ class FeatureTrace(BaseModel):
         classes: labels that the quantizer was fitted to.
         names: of the features.
         center, scale, threshold: `[d]`; thresholds in units of the scale.
+        constant: `[d]`, features that are always coded 0.
         frequencies: shares of the codes -1, 0 and 1 of each feature, `[d, 3]`.
     """
 
@@ -105,23 +103,24 @@ class FeatureTrace(BaseModel):
     version: str
     data_hash: str
     samples: PositiveInt
-    classes: tuple[int | float | str, ...]
+    classes: tuple[bool | int | float | str, ...]
     names: tuple[str, ...]
     center: tuple[FiniteFloat, ...]
     scale: tuple[PositiveFloat, ...]
     threshold: tuple[FiniteFloat, ...]
+    constant: tuple[bool, ...]
     frequencies: tuple[tuple[float, float, float], ...]
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
         d = len(self.names)
-        for key in ("center", "scale", "threshold", "frequencies"):
+        for key in ("center", "scale", "threshold", "constant", "frequencies"):
             if len(getattr(self, key)) != d:
                 raise ValueError(f"{key} has {len(getattr(self, key))} entries, expected {d}, as many as names")
         if self.code == "ternary" and min(self.threshold, default=0) < 0:
             raise ValueError("threshold of a ternary code is negative, expected at least 0")
-        if any(not 0 <= share <= 1 for shares in self.frequencies for share in shares):
-            raise ValueError("frequencies are no shares, expected 0 to 1")
+        if any(min(shares) < 0 or abs(sum(shares) - 1) > 1e-6 for shares in self.frequencies):
+            raise ValueError("frequencies are no shares, expected numbers from 0 that add up to 1")
         return self
 
     def save(self, path: str | Path) -> None:
@@ -138,11 +137,12 @@ class FeatureTrace(BaseModel):
         """
         return validated(cls, files.read_json(path), str(path))
 
-    def quantizer(self) -> BinaryQuantizer | TernaryQuantizer:
+    def quantizer(self) -> FeatureQuantizer:
         """The quantizer, ready to transform."""
-        found = (BinaryQuantizer if self.code == "binary" else TernaryQuantizer)(np.asarray(self.threshold))
+        found = QUANTIZERS[self.code](np.asarray(self.threshold))
         found.center_, found.scale_ = np.asarray(self.center), np.asarray(self.scale)
         found.threshold_, found.classes_ = np.asarray(self.threshold), np.asarray(self.classes)
+        found.constant_ = np.asarray(self.constant)
         found.histograms_, found.n_features_in_ = None, len(self.names)
         return found
 
@@ -185,22 +185,21 @@ class FeatureTrace(BaseModel):
         Raises:
             FeatureError: values that are not finite, or another number of features.
         """
+        x = as_rows(x)
         self._check(x)
-        codes = self.quantizer().transform(x)
-        old, new = np.asarray(self.frequencies), _frequencies(codes)
-        count = codes.shape[0]
-        a, b = np.maximum(old, LEAST), np.maximum(new, LEAST)
-        index = ((b - a) * np.log(b / a)).sum(1)
-        together = (old * self.samples + new * count) / (self.samples + count)
-        known = np.where(together > 0, together, 1)
-        statistic = (self.samples * (old - together) ** 2 / known + count * (new - together) ** 2 / known).sum(1)
-        p = stats.chi2.sf(statistic, np.maximum((together > 0).sum(1) - 1, 1))
-        moved = np.flatnonzero((index >= MOVED) & (p * len(p) < SURE))
-        return FeatureDrift(count, tuple(index.tolist()), tuple(p.tolist()), tuple(self.names[j] for j in moved))
+        old, new = (
+            np.rint(np.asarray(self.frequencies) * self.samples).astype(int),
+            _counts(self.quantizer().transform(x)),
+        )
+        index, p = drift.stability_index(old / self.samples, new / x.shape[0]), _chance(old, new)
+        moved = (index >= drift.MOVED) & (p * len(p) < drift.SURE)
+        names = tuple(name for name, one in zip(self.names, moved, strict=True) if one)
+        return FeatureDrift(x.shape[0], tuple(index.tolist()), tuple(p.tolist()), names)
 
     def _check(self, x: Any) -> None:
-        if x.ndim != 2 or x.shape[1] != len(self.names):
-            raise FeatureError(f"got features {list(x.shape)}, expected [n, {len(self.names)}], as the trace has")
+        shape = list(np.shape(x))
+        if len(shape) != 2 or shape[1] != len(self.names) or not shape[0]:
+            raise FeatureError(f"got features {shape}, expected [n, {len(self.names)}], as the trace has")
 
     def _coded(self, x: npt.ArrayLike) -> tuple[Array, npt.NDArray[np.int64]]:
         """z and codes of samples."""
@@ -241,15 +240,27 @@ def trace_features(
         center=tuple(np.asarray(quantizer.center_, float).tolist()),
         scale=tuple(np.asarray(quantizer.scale_, float).tolist()),
         threshold=tuple(threshold.tolist()),
-        frequencies=tuple(map(tuple, _frequencies(codes).tolist())),
+        constant=tuple(np.asarray(quantizer.constant_).tolist()),
+        frequencies=tuple(map(tuple, (_counts(codes) / max(codes.shape[0], 1)).tolist())),
     )
 
 
-def _frequencies(codes: Any) -> Array:
-    """Shares of -1, 0 and 1 in each column, `[d, 3]`."""
-    count = max(codes.shape[0], 1)
-    below, above = (np.asarray((codes == one).sum(0), float).reshape(-1) / count for one in (-1, 1))
-    return np.stack([below, np.maximum(1 - below - above, 0), above], axis=1)
+def _counts(codes: Any) -> npt.NDArray[np.int64]:
+    """How often -1, 0 and 1 come in each column, `[d, 3]`."""
+    below, above = (np.asarray((codes == one).sum(0), np.int64).reshape(-1) for one in (-1, 1))
+    return np.stack([below, codes.shape[0] - below - above, above], axis=1)
+
+
+def _chance(old: npt.NDArray[np.int64], new: npt.NDArray[np.int64]) -> Array:
+    """How likely counts `[d, codes]` differ as much or more if codes come equally often in both, `[d]`.
+
+    Fisher's exact test of each code against all others, two-sided by doubling, times the number of codes: rare
+    codes and few new rows are where a chi-squared test raises false alarms.
+    """
+    before, after = old.sum(-1, keepdims=True), new.sum(-1, keepdims=True)
+    drawn = stats.hypergeom(before + after, old + new, after)
+    p = 2 * np.minimum(drawn.cdf(new), drawn.sf(new - 1))
+    return np.asarray(np.minimum(p.min(-1) * old.shape[-1], 1))
 
 
 def _what(code: Code, before: int, after: int) -> What:

@@ -13,7 +13,8 @@ independent: with J splits (Nadeau and Bengio),
 
     t = mean(diff) / sqrt((1 / J + n_test / n_train) var(diff)),  J - 1 degrees of freedom.
 
-The interval that follows, widened so that those of all rows hold together (Bonferroni), is read in this order:
+The interval that follows, widened so that all of a verdict hold together (Bonferroni, two a row), is read in
+this order:
 
     within +-margin          equal
     above 0                  improves
@@ -43,14 +44,15 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 from joblib import Parallel, delayed
-from pydantic import TypeAdapter
+from joblib import hash as joblib_hash
+from pydantic import TypeAdapter, ValidationError
 from scipy import sparse
 from scipy.stats import t as student
 from sklearn.base import BaseEstimator
 from sklearn.preprocessing import StandardScaler
 
 from lowbit import __version__, files
-from lowbit.errors import FeatureError
+from lowbit.errors import DataError, FeatureError
 from lowbit.methods.discrimination.candidates import (
     Candidate,
     Scored,
@@ -58,17 +60,18 @@ from lowbit.methods.discrimination.candidates import (
     code_candidate,
     default_classifiers,
     float_candidates,
-    quantizer,
     quiet,
     seeded,
     split_rows,
 )
-from lowbit.methods.discrimination.histograms import Code
+from lowbit.methods.discrimination.estimators import QUANTIZERS
 from lowbit.methods.discrimination.measure import Matrix, digest, discrimination, labeled
+from lowbit.methods.discrimination.packed import bytes_per_row
+from lowbit.methods.discrimination.theory import Code
 
 Outcome = Literal["improves", "equal", "degrades", "too little data"]
 LEVEL = 0.95  # at which the intervals of all rows hold together
-SMALLER: dict[Code, int] = {"binary": 32, "ternary": 16}  # than float32
+MANY = 1_000_000  # samples beyond which no number is given
 _ROUNDING = 1e-9  # of accuracies
 
 
@@ -148,6 +151,7 @@ class Verdict:
     splits: int
     train: int
     test: int
+    features: int
     discrimination: dict[str, float]
 
     @property
@@ -163,6 +167,8 @@ class Verdict:
             return f"{chosen[0].sentence} ({len(chosen)} of {rows} combinations of code and classifier are recommended)"
         found = Counter(row.versus_original.outcome for row in self.rows)
         counts = ", ".join(f"{found[outcome]} {outcome}" for outcome in get_args(Outcome) if found[outcome])
+        if found["too little data"] == rows:
+            return f"too little data to tell: none of {rows} combinations of code and classifier is decided"
         return f"no code is recommended on these data; combinations of code and classifier: {counts}"
 
 
@@ -204,7 +210,7 @@ def judge(
     data, names, which = labeled(x, y)
     labels = names[which]
     tried = seeded(default_classifiers() if classifiers is None else classifiers, seed)
-    _check(codes, margin, splits, test_share)
+    _check(codes, margin, splits, test_share, seed)
     parts = split_rows(which, splits, test_share, seed)
     zeros = sparse.issparse(data)
     candidates = (*float_candidates(data.shape[1], sparse=zeros), *(code_candidate(c, sparse=zeros) for c in codes))
@@ -217,9 +223,9 @@ def judge(
         by_name = {one.name: [split[i][k] for split in found] for k, one in enumerate(candidates)}
         scores[classifier] = tuple(Scores(n, tuple(s.accuracy for s in one)) for n, one in by_name.items())
         for code in codes:
-            comparing = partial(compare, ratio=test / train, margin=margin, rows=len(tried) * len(codes))
+            comparing = partial(compare, train=train, test=test, margin=margin, rows=2 * len(tried) * len(codes))
             rows.append(_judged(classifier, code, scores[classifier], by_name[code], comparing))
-    verdict = Verdict(tuple(rows), scores, margin, splits, train, test, _apart(data, labels, codes))
+    verdict = Verdict(tuple(rows), scores, margin, splits, train, test, data.shape[1], _apart(data, labels, codes))
     return replace(verdict, rows=tuple(replace(row, sentence=_sentence(row, verdict)) for row in rows))
 
 
@@ -234,15 +240,14 @@ def _scored_splits(
     say: Callable[[str], object],
 ) -> list[list[list[Scored]]]:
     """Scores by split, classifier and candidate; of splits that lie in `folder` from there."""
-    described = [(name, repr(one)) for name, one in classifiers.items()], [one.name for one in candidates]
-    kept = [
-        None if folder is None else folder / f"{digest(x, y, *part, text=f'{__version__} {described}')[:24]}.json"
-        for part in parts
-    ]
+    described = joblib_hash([__version__, dict(classifiers), [(one.name, one.choices) for one in candidates]])
+    classes, which = np.unique(y, return_inverse=True)
+    described += digest(x, which, text=str(classes.tolist()))
+    kept = [None if folder is None else folder / f"{digest(*part, text=described)[:24]}.json" for part in parts]
     found: dict[int, list[list[Scored]]] = {}
     for i, path in enumerate(kept):
-        if path is not None and path.exists():
-            found[i] = TypeAdapter(list[list[Scored]]).validate_python(files.read_json(path))
+        if path is not None and (one := _kept(path, len(classifiers), len(candidates))):
+            found[i] = one
     missing = [i for i in range(len(parts)) if i not in found]
     if found:
         say(f"{len(found)} of {len(parts)} splits are there already")
@@ -257,27 +262,35 @@ def _scored_splits(
     return [found[i] for i in range(len(parts))]
 
 
-def compare(differences: npt.ArrayLike, ratio: float, margin: float, *, rows: int = 1) -> Compared:
+def _kept(path: Path, classifiers: int, candidates: int) -> list[list[Scored]] | None:
+    """The scores of a split, unless they are missing or damaged."""
+    try:
+        found = TypeAdapter(list[list[Scored]]).validate_python(files.read_json(path))
+    except (DataError, ValidationError):
+        return None
+    return found if [len(row) for row in found] == [candidates] * classifiers else None
+
+
+def compare(differences: npt.ArrayLike, *, train: int, test: int, margin: float, rows: int = 1) -> Compared:
     """What differences in accuracy between two candidates on the same splits say, `[J]`.
+
+    Few splits may agree by chance. So their variance counts as at least that of `test` samples of which no more than
+    the gain, and at least one, are told differently.
 
     Args:
         differences: of one candidate's accuracy to the other's, at least two.
-        ratio: samples in the test part over those in the training part.
+        train, test: samples in the parts.
         margin: change in accuracy that does not matter, as a share.
         rows: comparisons whose intervals are to hold together.
     """
     values = np.asarray(differences, float)
-    gain, spread, splits = float(values.mean()), float(values.std(ddof=1)), len(values)
-    half = _width(splits, ratio, rows) * spread
-    error = math.sqrt(1 / splits + ratio) * spread
-    p = min(1.0, rows * 2 * float(student.sf(abs(gain) / error, splits - 1))) if error else float(gain == 0)
-    low, high = gain - half, gain + half
+    gain, freedom = float(values.mean()), len(values) - 1
+    variance = max(float(values.var(ddof=1)), max(abs(gain) * (1 - abs(gain)), 1 / test) / test)
+    error = math.sqrt((1 / len(values) + test / train) * variance)
+    half = _width(len(values), test / train, rows) * variance**0.5
+    p = min(1.0, rows * 2 * float(student.sf(abs(gain) / error, freedom)))
+    low, high = max(gain - half, -1.0), min(gain + half, 1.0)
     return Compared(gain, low, high, p, _outcome(low, high, margin))
-
-
-def _width(splits: int, ratio: float, rows: int) -> float:
-    """Half the width of an interval of differences whose standard deviation is 1."""
-    return float(student.ppf(1 - (1 - LEVEL) / (2 * rows), splits - 1)) * math.sqrt(1 / splits + ratio)
 
 
 def _outcome(low: float, high: float, margin: float) -> Outcome:
@@ -322,7 +335,7 @@ def _sentence(row: Judged, verdict: Verdict) -> str:
     match change.outcome:
         case "improves":
             start = "recommended" if row.recommended else "not recommended"
-            return f"{start}: {codes} raise {moved}; {_explained(row, reach)}"
+            return f"{start}: {codes} raise {moved}; {_explained(row, reach, verdict.features)}"
         case "degrades":
             other = "" if best.name == "original" else f"; {reach}"
             return f"not recommended: {codes} lower {moved}{though}; keep floats{other}"
@@ -330,7 +343,7 @@ def _sentence(row: Judged, verdict: Verdict) -> str:
             other = f"; {reach}" if row.versus_best_float.outcome == "degrades" else ""
             return (
                 f"no accuracy to gain or lose ({within}): {codes} change {moved}{though}; worth it for size alone, "
-                f"{_smaller(row.code)}{other}"
+                f"{_smaller(verdict.features, row.code)}{other}"
             )
     return (
         f"too little data: {codes} change {moved}{though}, neither {within} nor to one side of 0; "
@@ -338,7 +351,7 @@ def _sentence(row: Judged, verdict: Verdict) -> str:
     )
 
 
-def _explained(row: Judged, reach: str) -> str:
+def _explained(row: Judged, reach: str, features: int) -> str:
     """How much of a code's gain floats have as well."""
     if row.best_float.name == "original":
         return "no other floats are better than the original ones"
@@ -348,26 +361,33 @@ def _explained(row: Judged, reach: str) -> str:
         case "degrades":
             return f"but {reach}, which explains the gain and is more: use those"
         case "equal":
-            return f"but {reach}, which explains the gain: the code is for size, {_smaller(row.code)}"
-    return f"{reach}, not told apart from the code on these data, which is {_smaller(row.code)}"
+            return f"but {reach}, which explains the gain: the code is for size, {_smaller(features, row.code)}"
+    return f"{reach}, not told apart from the code on these data, which is {_smaller(features, row.code)}"
 
 
 def _needed(change: Compared, verdict: Verdict) -> str:
-    """What would make the interval narrow enough, roughly: splits if those do, else samples; or another margin."""
+    """What would make the interval narrow enough, roughly: splits if those do, else samples as well."""
     half, gain = (change.high - change.low) / 2, abs(change.gain)
     room = max(gain, verdict.margin - gain)
-    ratio, rows = verdict.test / verdict.train, len(verdict.rows)
-    width = {times: _width(times * verdict.splits, ratio, rows) for times in (1, 2, 4, 8)}
-    enough = [times for times in width if half * width[times] / width[1] <= room]
-    if enough:
-        more = f"some {enough[0] * verdict.splits} splits"
-    else:  # an interval's width goes by the root of the samples
-        more = f"some {_rounded_up((verdict.train + verdict.test) * (half / room) ** 2)} samples"
-    return f"{more}, or a margin of {math.ceil(1000 * (half + gain)) / 10:g} points,"
+    ratio, rows = verdict.test / verdict.train, 2 * len(verdict.rows)
+    splits = [times * verdict.splits for times in (1, 2, 4, 8)]
+    left = [half * _width(many, ratio, rows) / _width(verdict.splits, ratio, rows) / room for many in splits]
+    enough = next((many for many, one in zip(splits, left, strict=True) if one <= 1), None)
+    if enough is not None:
+        return f"some {enough} splits"
+    # an interval's width goes by the root of the samples
+    samples = _rounded_up((verdict.train + verdict.test) * left[-1] ** 2)
+    return f"some {splits[-1]} splits of {samples:,} samples" if samples < MANY else "far more samples than these"
 
 
-def _smaller(code: Code) -> str:
-    return f"{SMALLER[code]} times smaller than float32"
+def _width(splits: int, ratio: float, rows: int) -> float:
+    """Half the interval of so many splits whose differences have a deviation of 1."""
+    return float(student.ppf(1 - (1 - LEVEL) / (2 * rows), splits - 1)) * math.sqrt(1 / splits + ratio)
+
+
+def _smaller(features: int, code: Code) -> str:
+    times = 4 * features / bytes_per_row(features, ternary=code == "ternary")
+    return f"{times:.0f} times smaller than float32" if times >= 2 else "hardly smaller with so few features"
 
 
 def _points(share: float) -> str:
@@ -384,11 +404,13 @@ def _apart(
     x: npt.NDArray[np.generic] | sparse.csr_array, y: npt.NDArray[np.generic], codes: Sequence[Code]
 ) -> dict[str, float]:
     """Mean D of standardized features, and of each code with the largest D."""
-    found = {"original": discrimination(StandardScaler(with_mean=not sparse.issparse(x)).fit_transform(x), y).mean}
-    return found | {code: discrimination(quantizer(code).fit_transform(x, y), y).mean for code in codes}
+    found = {"original": discrimination(x if sparse.issparse(x) else StandardScaler().fit_transform(x), y).mean}
+    return found | {code: discrimination(QUANTIZERS[code]().fit_transform(x, y), y).mean for code in codes}
 
 
-def _check(codes: Sequence[Code], margin: float, splits: int, test_share: float) -> None:
+def _check(codes: Sequence[Code], margin: float, splits: int, test_share: float, seed: int) -> None:
+    if seed < 0:
+        raise FeatureError(f"seed: got {seed}, expected at least 0")
     unknown = [code for code in codes if code not in get_args(Code)]
     if unknown or not codes or len(set(codes)) < len(codes):
         raise FeatureError(f"codes: got {list(codes)}, expected some of {list(get_args(Code))}, each once")
