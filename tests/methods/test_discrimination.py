@@ -633,7 +633,7 @@ def test_chunks_have_to_be_alike() -> None:
 def test_array_files_have_to_fit(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.zeros((120, 2)))
     np.save(tmp_path / "y.npy", np.zeros(64))
-    with pytest.raises(DataError, match="120 rows and .* 64"):
+    with pytest.raises(DataError, match=r"120 rows and .* 64"):
         lb.count_features(lb.ArrayFiles(tmp_path / "x.npy", tmp_path / "y.npy"))
     with pytest.raises(DataError, match="expected at least 1"):
         lb.ArrayFiles(tmp_path / "x.npy", tmp_path / "y.npy", rows=0)
