@@ -27,6 +27,7 @@ from _figures import emit, parser
 from lowbit.export.runtime import arrays, open_session
 
 TOKENS, SIZE = 64, 32
+DISTILLED = {"int8": (1, 1e-5), "int4": (3, 1e-4)}  # epochs and rate
 Inputs = dict[str, Tensor]
 
 
@@ -88,13 +89,19 @@ def students(model: nn.Module, train: list[Inputs], quick: bool) -> Iterator[tup
         lb.calibrate(student, train, progress=False)
         yield f"{weights}, calibrated", student, target
         if not quick:
-            yield f"{weights}, level fast", lb.post_train(model, recipe, train, level="fast", progress=False)[0], target
             student = lb.quantize(model, recipe)
             lb.calibrate(student, train, progress=False)
+            epochs, rate = DISTILLED[weights]
             learned, _ = lb.distill(
-                *(student, model, train), loss="cosine", epochs=2, batch_size=SIZE, rate=1e-4, seed=0, progress=False
+                *(student, model, train),
+                loss="cosine",
+                epochs=epochs,
+                batch_size=SIZE,
+                rate=rate,
+                seed=0,
+                progress=False,
             )
-            yield f"{weights}, 2 epochs of distillation", learned, target
+            yield f"{weights}, {epochs} epochs of distillation", learned, target
 
 
 def main() -> None:
@@ -122,8 +129,6 @@ def main() -> None:
         example = {name: tensor[:2] for name, tensor in test[0].items()}
         for name, student, target in students(model, train, asked.quick):
             closeness(name, embeddings(student, test), wanted, target)
-            if "fast" in name:
-                continue
             path = Path(kept, name.replace(", ", "-").replace(" ", "_"), "model.onnx")
             path.parent.mkdir()
             exported = lb.export_onnx(student, path, example)

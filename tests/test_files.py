@@ -181,6 +181,8 @@ def test_yaml_problems_are_located(tmp_path: Path) -> None:
     path.write_text("a: !!bool maybe")
     assert "not usable YAML" in refusal(files.read_yaml, path)
     path.write_text("[" * 5_000)
+    assert "5000 brackets within each other" in refusal(files.read_yaml, path)
+    path.write_text("- " * 5_000)
     assert "not usable YAML" in refusal(files.read_yaml, path)
 
 
@@ -194,8 +196,8 @@ def test_yaml_runs_no_code(tmp_path: Path) -> None:
 def test_yaml_of_absurd_size_is_not_read(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     with path.open("wb") as file:
-        file.truncate(10_000_001)
-    assert "has 10000001 bytes, expected at most 10000000" in refusal(files.read_yaml, path)
+        file.truncate(1_000_001)
+    assert "has 1000001 bytes, expected at most 1000000" in refusal(files.read_yaml, path)
 
 
 def test_sha256_is_that_of_the_contents(tmp_path: Path) -> None:

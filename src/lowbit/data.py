@@ -206,6 +206,8 @@ def from_arrays(
         raise DataError(f"data '{name}': inputs are {array.dtype}, expected real numbers; convert them")
     if array.ndim < 2:
         raise DataError(f"data '{name}': inputs have shape {list(array.shape)}, expected [samples, ...]; add an axis")
+    if 0 in array.shape[1:]:  # a billion of them take no bytes
+        raise DataError(f"data '{name}': inputs have shape {list(array.shape)}, no numbers a sample; write them again")
     if preprocess.layout == "NHWC":
         if array.ndim != 4:
             raise DataError(f"data '{name}': layout NHWC needs 4 axes, got shape {list(array.shape)}; leave it out")

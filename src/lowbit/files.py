@@ -13,7 +13,10 @@ import errno
 import hashlib
 import importlib
 import importlib.util
+import io
+import itertools
 import json
+import math
 import os
 import pickle
 import re
@@ -33,7 +36,9 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-_YAML_LIMIT = 10_000_000  # bytes; a recipe or pilot file has thousands
+_YAML_LIMIT = 1_000_000  # bytes; a recipe or pilot file has thousands, and PyYAML takes up to 20 s for a million
+_YAML_BRACKETS = 100  # within each other; PyYAML takes a millisecond a character where there are thousands
+_DEFLATED = 1032  # bytes that one byte of a zip file becomes at most
 _CANNOT_WRITE = {
     errno.ENOSPC: "free some space or choose another folder",
     errno.EDQUOT: "free some space or choose another folder",
@@ -142,7 +147,7 @@ def read_json(path: str | Path) -> object:
 
 
 def read_yaml(path: str | Path) -> object:
-    """Return the value in a YAML file of at most 10 MB, unchecked; tags that would run code are errors."""
+    """Return the value in a YAML file of at most 1 MB, unchecked; tags that would run code are errors."""
     import yaml
 
     with reading(path):
@@ -150,6 +155,10 @@ def read_yaml(path: str | Path) -> object:
     if size > _YAML_LIMIT:
         raise DataError(f"'{path}' has {size} bytes, expected at most {_YAML_LIMIT}; check that it is the right file")
     text = read_text(path)
+    if (depth := _brackets(text)) > _YAML_BRACKETS:
+        raise DataError(
+            f"'{path}' has {depth} brackets within each other, expected at most {_YAML_BRACKETS}; use fewer"
+        )
     try:
         value: object = yaml.safe_load(text)
     except yaml.MarkedYAMLError as error:
@@ -159,6 +168,12 @@ def read_yaml(path: str | Path) -> object:
     except Exception as error:  # a tag on the wrong value, as in `!!bool x`, escapes PyYAML as KeyError or others
         raise DataError(f"'{path}' is not usable YAML ({one_line(error)}); correct the file") from error
     return value
+
+
+def _brackets(text: str) -> int:
+    """How deep brackets lie within each other at most, those in quotes and comments included."""
+    steps = (1 if one in "[{" else -1 for one in re.findall(r"[\[\]{}]", text))
+    return max(itertools.accumulate(steps), default=0)
 
 
 def sha256(path: str | Path) -> str:
@@ -215,7 +230,31 @@ def load_arrays(path: str | Path) -> dict[str, np.ndarray]:
             raise DataError(f"'{path}' is truncated or no .npz file; write it again with numpy.savez")
         # An open file, because numpy.load leaves its own open when the archive is damaged.
         with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            for member in archive.zip.infolist():
+                _check_member(archive.zip, member, path)
             return {name: _load_array(archive, name, path) for name in archive.files}
+
+
+def _check_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: str | Path) -> None:
+    """Refuse an array that says it is larger than its bytes: numpy allocates what the header says before it reads."""
+    import numpy as np
+
+    headers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    with archive.open(member) as stream:
+        if stream.read(6) != np.lib.format.MAGIC_PREFIX:
+            return  # no array, which is told when it is read
+        version = (*stream.read(2),)
+        if version not in headers:
+            raise DataError(f"'{path}' array '{member.filename}' has format {version}, expected (1, 0) or (2, 0)")
+        shape, _, dtype = headers[version](stream)
+        behind = member.file_size - stream.tell()
+    stored = min(member.compress_size, Path(path).stat().st_size)
+    expected, most = math.prod(shape) * dtype.itemsize, min(behind, _DEFLATED * stored)
+    if not dtype.hasobject and (expected > most or min(shape, default=0) < 0):
+        raise DataError(
+            f"'{path}' array '{member.filename}' is said to have {expected} bytes, expected at most {most}: truncated "
+            "or damaged; write it again with numpy.savez"
+        )
 
 
 def _load_array(archive: np.lib.npyio.NpzFile, name: str, path: str | Path) -> np.ndarray:
@@ -241,7 +280,9 @@ def _load_checkpoint(path: Path) -> dict[str, torch.Tensor]:
     with reading(path), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about the pickle protocol, which is not the reader's concern
         try:
-            value: object = torch.load(path, map_location="cpu", weights_only=True)
+            # torch asks the file for as many bytes as an old pickle says; a buffer has no more than there are
+            source = path if _is_archive(path) else io.BytesIO(path.read_bytes())
+            value: object = torch.load(source, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
             raise DataError(f"'{path}' is a pickle that runs code when read, which is refused; {remedy}") from error
     if isinstance(value, dict) and isinstance(value.get("state_dict"), dict):
@@ -252,8 +293,15 @@ def _load_checkpoint(path: Path) -> dict[str, torch.Tensor]:
     for name, tensor in value.items():
         if not isinstance(tensor, torch.Tensor):
             raise DataError(f"'{path}' entry '{name}' is {type(tensor).__name__}, expected a tensor; {remedy}")
+        if tensor.layout != torch.strided or tensor.is_nested or tensor.is_quantized or tensor.is_meta:
+            raise DataError(f"'{path}' entry '{name}' is sparse, nested, quantized or empty, expected a dense tensor")
         tensors[str(name)] = tensor
     return tensors
+
+
+def _is_archive(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4) == b"PK\x03\x04"
 
 
 # Calling the user's code

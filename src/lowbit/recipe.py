@@ -182,17 +182,47 @@ def validated(model: type[M], data: object, where: str) -> M:
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        found = error.errors(include_url=False)
-        # a misspelled key is also a missing one: the spelling is what to mend
-        first = next((e for e in found if e["type"] == "extra_forbidden"), found[0])
-        path = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in first["loc"]).lstrip(".") or "the file"
-        if first["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(str(first["loc"][-1]), _keys(model), n=1)
-            here = ", ".join(sorted(_keys_at(model, first["loc"][:-1])))
-            hint = f"did you mean {near[0]!r}?" if near else f"known keys are {here}"
-            raise RecipeError(f"{where}: {path}: unknown key; {hint}") from None
-        message = first["msg"].removeprefix("Value error, ")
-        raise RecipeError(f"{where}: {path}: {message}, got {reprlib.repr(first.get('input'))}") from None
+        raise RecipeError(_told(error, model, where)[0]) from None
+
+
+def problems(model: type[BaseModel], data: object, where: str) -> list[str]:
+    """Every reason why `data` is no `model`, each as `validated` words it, the first one first; empty if it is one."""
+    try:
+        _check_extent(data, where)
+        model.model_validate(data)
+    except ValidationError as error:
+        return _told(error, model, where)
+    except RecipeError as error:
+        return [str(error)]
+    return []
+
+
+def _told(error: ValidationError, model: type[BaseModel], where: str) -> list[str]:
+    """One line for each mistake; misspelled keys come first."""
+    found = error.errors(include_url=False)
+    # a misspelled key is also a missing one: the spelling is what to mend
+    unknown = [e for e in found if e["type"] == "extra_forbidden"]
+    near = {(*e["loc"][:-1], n) for e in unknown for n in _nearest(e["loc"][-1], model)}
+    # and a list whose items are wrong is also too short
+    parts = {e["loc"][:i] for e in found for i in range(len(e["loc"]))}
+    followed = {"missing": near, "too_short": parts}
+    others = [e for e in found if e not in unknown and e["loc"] not in followed.get(e["type"], ())]
+    lines = []
+    for one in (*unknown, *others):
+        path = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in one["loc"]).lstrip(".") or "the file"
+        if one["type"] == "extra_forbidden":
+            meant = _nearest(one["loc"][-1], model)
+            here = ", ".join(sorted(_keys_at(model, one["loc"][:-1])))
+            hint = f"did you mean {meant[0]!r}?" if meant else f"known keys are {here}"
+            lines.append(f"{where}: {path}: unknown key; {hint}")
+            continue
+        message = one["msg"].removeprefix("Value error, ")
+        lines.append(f"{where}: {path}: {message}, got {reprlib.repr(one.get('input'))}")
+    return lines
+
+
+def _nearest(key: int | str, model: type[BaseModel]) -> list[str]:
+    return difflib.get_close_matches(str(key), _keys(model), n=1)
 
 
 def _check_extent(data: object, where: str) -> None:

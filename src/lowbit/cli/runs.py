@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lowbit.cli.options import Jobs, Out, resumable
+from lowbit.cli.options import DATA, Jobs, Out, Weights, data_spec, resumable
+from lowbit.errors import RecipeError
 
 if TYPE_CHECKING:
     from lowbit.pilot.record import Run
@@ -30,29 +31,98 @@ def demo(out: Out = None) -> None:
 
 
 def pilot(
-    file: Annotated[Path, typer.Argument(help="The pilot file: model, data, KPI and variants.")],
-    out: Out = None,
+    file: Annotated[Path | None, typer.Argument(help="The pilot file: model, data, KPI and variants.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Folder to write, default runs/<name>; with --init the file, pilot.yaml."),
+    ] = None,
     jobs: Jobs = 1,
+    cluster: Annotated[
+        str | None,
+        typer.Option("--cluster", help="A Dask scheduler, tcp://host:8786: variants run on its workers, not here."),
+    ] = None,
+    plan: Annotated[
+        bool,
+        typer.Option("--plan", help="Check all that the file names, tell what would run and how long; run nothing."),
+    ] = False,
+    init: Annotated[
+        bool, typer.Option("--init", help="Write a pilot file for --model and --data, after looking at them.")
+    ] = False,
+    model: Annotated[
+        str | None, typer.Option("--model", help="With --init: module:function or file.py:function.")
+    ] = None,
+    weights: Weights = None,
+    data: Annotated[str | None, typer.Option("--data", help=f"With --init, for calibration: {DATA}")] = None,
+    test: Annotated[str | None, typer.Option("--test", help="With --init, to report on: as --data.")] = None,
 ) -> None:
     """Measure every variant of a pilot file on your model and data, and write one report.
 
     The run folder is written as it goes: stop it at any moment, start it again with the same command, and finished
     variants are kept. Paths in the file are relative to the file. Exit status 1 if a variant fails or none meets the
-    KPI.
+    KPI. With --cluster, file and run folder are on a path that all workers see (docs/cluster.md).
+
+    --init looks at a model and data and writes a commented pilot file for them. --plan looks at a pilot file and tells
+    what would run, in which order, how long it takes about and what it writes; exit status 2 if something is wrong.
 
     **Example**: lowbit pilot examples/cifar10/pilot.yaml
     """
     from lowbit.pilot.spec import load_spec
 
+    if init:
+        _init(file, out, model, weights, data, test, plan)
+        return
+    given = {"--model": model, "--weights": weights, "--data": data, "--test": test}
+    if odd := [name for name, value in given.items() if value is not None]:
+        raise RecipeError(f"{odd[0]} is of --init; without it the pilot file says that, so leave {odd[0]} out")
+    if file is None:
+        raise RecipeError("got no pilot file; name one, or write one with --init --model m.py:build --data data.npz")
+    if plan:
+        _plan(file, out, jobs)
+        return
     spec = load_spec(file)
-    run = _pilot(spec, out or Path("runs", spec.name), file.resolve().parent, jobs)
+    run = _pilot(spec, out or Path("runs", spec.name), file.resolve().parent, jobs, cluster)
     variants = [trial for trial in run.trials if trial.recipe]
     if any(t.verdict == "failed" for t in variants) or not any(t.verdict == "meets" for t in variants):
         raise typer.Exit(1)
 
 
-def _pilot(spec: PilotSpec, folder: Path, base: Path, jobs: int) -> Run:
+def _init(
+    file: Path | None,
+    out: Path | None,
+    model: str | None,
+    weights: Path | None,
+    data: str | None,
+    test: str | None,
+    plan: bool,
+) -> None:
+    from lowbit.pilot.starting import start
+
+    if file is not None or plan:
+        what = "--plan" if plan else f"the pilot file '{file}'"
+        raise RecipeError(f"--init writes a pilot file, and got {what} too; give --out for where, and plan it then")
+    if model is None or data is None:
+        missing = "--model" if model is None else "--data"
+        raise RecipeError(f"--init needs {missing}; write --init --model m.py:build --data data.npz")
+    path = out or Path("pilot.yaml")
+    for line in start(model, data_spec(data), path, weights=weights, test=None if test is None else data_spec(test)):
+        typer.echo(line)
+    typer.echo(f"\nwrote {path}; read it, then: lowbit pilot {path} --plan")
+
+
+def _plan(file: Path, out: Path | None, jobs: int) -> None:
+    from lowbit.pilot.planning import PlanError, plan_file
+
+    try:
+        typer.echo(str(plan_file(file, out, jobs=jobs)))
+    except PlanError as error:
+        for problem in error.problems[1:]:  # the first is told at the end, as every error is
+            typer.echo(f"lowbit: {' '.join(problem.split())}", err=True)
+        raise
+
+
+def _pilot(spec: PilotSpec, folder: Path, base: Path, jobs: int, cluster: str | None = None) -> Run:
     from lowbit import files, models
+    from lowbit.pilot import executor
     from lowbit.pilot.run import run_pilot
     from lowbit.report.page import render
 
@@ -64,7 +134,7 @@ def _pilot(spec: PilotSpec, folder: Path, base: Path, jobs: int) -> Run:
         "data": spec.data.test.model_dump(mode="json", exclude_defaults=True),
         "data_folder": str(base.resolve()),
     }
-    with resumable():
+    with resumable(), executor.cluster(cluster):
         run = run_pilot(
             spec, model, calibration, test, folder, base=base, jobs=jobs, say=typer.echo, provenance=provenance
         )

@@ -28,7 +28,7 @@ import contextlib
 import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -37,8 +37,9 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from lowbit import files
 from lowbit.batches import Batch, Batches, call, output_tensor, size_of
-from lowbit.errors import DataError, DataWarning, VerificationError
+from lowbit.errors import DataError, DataWarning, LowbitError, VerificationError
 from lowbit.export.advice import LAYERS, Obstacle, Wiring, computes_on_int8_blocks, obstacles, this_processor, why_float
 from lowbit.export.codes import code_tensors, feed_of, levels_of, predictions, reading_codes, without_int8_blocks
 from lowbit.export.onnx import Exported, described, note
@@ -143,6 +144,43 @@ def verify(
     """
     path = exported.path if isinstance(exported, Exported) else Path(exported)
     entry = described(path)
+    with contextlib.nullcontext() if isinstance(exported, Exported) else _as_written(path):
+        return _verify(
+            *(exported, path, entry, batches),
+            runtime=runtime,
+            threads=threads,
+            reference=reference,
+            float_model=float_model,
+            progress=progress,
+        )
+
+
+@contextlib.contextmanager
+def _as_written(path: Path) -> Iterator[None]:
+    """Turn whatever goes wrong with a file from outside, whose graph may be anything, into one line."""
+    try:
+        yield
+    except (LowbitError, Warning):
+        raise
+    except Exception as error:  # protobuf, the checker and the runtimes raise types of their own
+        raise VerificationError(
+            f"cannot verify {str(path)!r} ({files.one_line(error)}): it, or its manifest, is damaged or not as lowbit "
+            "writes it; export it again"
+        ) from error
+
+
+def _verify(
+    exported: Exported | str | Path,
+    path: Path,
+    entry: Mapping[str, object],
+    batches: Batches,
+    *,
+    runtime: RuntimeName,
+    threads: int,
+    reference: Batches | None,
+    float_model: nn.Module | None,
+    progress: bool,
+) -> Verification:
     model = onnx.load(path)
     graph = model.graph
     plain = open_session(path, runtime=runtime, threads=threads)
@@ -198,7 +236,7 @@ def verify(
         differences(_calibration_inputs(entry), seen.statistics()),
     )
     for difference in result.unlike_calibration:
-        warnings.warn(f"{path.name}: {difference}", DataWarning, stacklevel=2)
+        warnings.warn(f"{path.name}: {difference}", DataWarning, stacklevel=3)
     _refuse(path.name, runtime, result, unread.result(), blocks.result())
     _refuse_floats(path.name, runtime, layers, not_fused)
     if isinstance(exported, Exported):

@@ -1,4 +1,4 @@
-"""A whole pilot: every variant through joblib, latency measured interleaved at the end, one record of it all.
+"""A whole pilot: every variant, here or on a cluster, latency measured interleaved at the end, one record of it all.
 
 The run folder:
 
@@ -9,6 +9,7 @@ The run folder:
     costs.json                   what choices were measured to cost on the runtime, if a variant searches or factorizes
     latency.json                 all files timed in turn, so that their ratios hold on a noisy machine
     report.html                  written by `lowbit.report` from the above
+    .lock                        while a command works here, and one in the folder of each variant (`executor.py`)
 
 Killed at any moment and started again, a pilot keeps every finished trial and ends with the same result.
 """
@@ -20,14 +21,12 @@ import datetime
 import hashlib
 import json
 import os
-import pickle
 import platform
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -35,7 +34,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from joblib import Parallel, delayed
+from joblib import parallel_config
 from pydantic import BaseModel
 from torch import nn
 
@@ -44,7 +43,8 @@ from lowbit.batches import call, output_tensor
 from lowbit.costs import Latency
 from lowbit.errors import DataError, LowbitError
 from lowbit.export.runtime import Session, arrays, open_session
-from lowbit.pilot import statistics
+from lowbit.pilot import executor, statistics
+from lowbit.pilot.executor import Imports, Shared
 from lowbit.pilot.record import Kpi, LatencyRow, Provenance, Run, Timings, Trial, read
 from lowbit.pilot.spec import PilotSpec, Variant
 from lowbit.pilot.trial import Samples, Settings, Task, example, finished, measure, run_trial
@@ -55,7 +55,6 @@ REPEATS = 100
 _TRAIN = ("distill", "search", "output")  # parts of a variant that train
 _PACKAGES = ("lowbit", "torch", "onnx", "onnxruntime", "numpy")
 Say = Callable[[str], None]
-Shared = tuple[nn.Module, Samples, Samples, Samples, Settings]
 
 
 def run_pilot(
@@ -83,29 +82,90 @@ def run_pilot(
         train: inputs that variants with `distill`, `search` or `output` train on; by default what the pilot file says.
         base: what paths in the pilot file are relative to; the current folder by default.
         provenance: more to note in each file's manifest, such as where the data is.
-        jobs: trials at once, in processes of their own (joblib; `joblib.parallel_config` chooses a cluster).
+        jobs: trials at once, in processes of their own. Inside `joblib.parallel_config` of a cluster ("dask", "ray") it
+            says nothing: trials run there, all but the float baseline, and the folder has to be shared.
         say: receives a line for each step.
         progress: show bars on a terminal.
 
     Raises:
         DataError: the metric or a loss needs labels that are missing, the model does not take the data, a record of an
-            earlier run is damaged, or results cannot be written.
+            earlier run is damaged, results cannot be written, another command works in the folder, or a worker cannot
+            see it.
         RecipeError: a variant's recipe cannot be read.
     """
     where, metric, runtime = base or Path(), spec.kpi.metric, spec.runtime
-    statistics.check_metric(metric, None if test.labels is None else test.labels.numpy(), where)
-    train, black = _training_data(spec, calibration, train, where)
-    with torch.no_grad():
-        for samples in (calibration, test, train):
-            output_tensor(call(model, next(iter(samples.batches(2)))))
+    tasks, train = tasks_of(spec, model, calibration, test, folder, train=train, base=where)
     noted, costs = dict(provenance or {}), folder / "costs.json"
     settings = Settings(metric, spec.seed, runtime.name, runtime.threads, noted, where, costs)
     weights_hash, versions = _weights_hash(model), _versions(runtime.name)
-    about: list[object] = [spec.model, weights_hash, _code_hash(model, metric, where), calibration.hash, test.hash]
-    about += [metric, spec.seed, runtime.name, runtime.threads, versions]
+    folder.mkdir(parents=True, exist_ok=True)
+    run = Run(
+        spec.name,
+        spec.model,
+        Kpi(spec.kpi.metric, spec.kpi.minimum),
+        spec.model_dump(mode="json", exclude_defaults=True),
+        _provenance(spec, [calibration, test, *([] if train is calibration else [train])], weights_hash, versions),
+    )
+    with executor.only(folder) as name:
+        if (folder / "run.json").exists():
+            earlier = read(Run, folder / "run.json")
+            if earlier.pilot == run.pilot and _same_material(earlier.provenance, run.provenance):
+                run = earlier  # taken up again: it started when it first started
+        files.write_json(folder / "run.json", asdict(run))
+        imports = Imports((spec.model, metric), where)
+        shared = Shared(imports, model, calibration, train, test, settings, folder, name, versions)
+        trials = _trials(tasks, shared, jobs, say, progress)
+        return assemble(run, trials, _latencies(run, tasks, trials, spec, test, folder, progress))
+
+
+def _trials(tasks: list[Task], shared: Shared, jobs: int, say: Say, progress: bool) -> list[Trial]:
+    """The trials of all tasks, in their order: kept where they are finished, else done."""
+    done = {t.name: trial for t in tasks if (trial := finished(t))}
+    for trial in done.values():
+        say(f"{summary(trial)} (kept)")
+
+    def do(some: list[Task]) -> None:
+        left = [t for t in some if t.name not in done]
+        for trial in executor.run_all(left, shared, _do, jobs=jobs, progress=progress):
+            say(summary(trial))
+            done[trial.name] = trial
+
+    with parallel_config("loky"):  # the float baseline alone and here: the others are compared with it
+        do(tasks[:1])
+    if jobs > 1 or executor.elsewhere():  # one after the other, while nothing else runs, because times count
+        for t in tasks:
+            if (t.search or t.factorize) and t.name not in done:
+                with contextlib.suppress(LowbitError):  # which the trial meets again, and keeps
+                    measure(t, shared.model, shared.calibration, shared.test, shared.settings, progress)
+    do(tasks[1:])
+    return [done[t.name] for t in tasks]
+
+
+def tasks_of(
+    spec: PilotSpec,
+    model: nn.Module,
+    calibration: Samples,
+    test: Samples,
+    folder: Path,
+    *,
+    train: Samples | None = None,
+    base: Path | None = None,
+) -> tuple[list[Task], Samples]:
+    """What a pilot does, the float baseline first, and the data that its variants train on; nothing is written.
+
+    Arguments and errors are those of `run_pilot`.
+    """
+    where, metric, runtime = base or Path(), spec.kpi.metric, spec.runtime
+    statistics.check_metric(metric, None if test.labels is None else test.labels.numpy(), where)
+    trained_on, black = _training_data(spec, calibration, train, where)
+    with torch.no_grad():
+        for samples in (calibration, test, trained_on):
+            output_tensor(call(model, next(iter(samples.batches(2)))))
+    about: list[object] = [spec.model, _weights_hash(model), _code_hash(model, metric, where)]
+    about += [calibration.hash, test.hash, metric, spec.seed, runtime.name, runtime.threads, _versions(runtime.name)]
 
     def task(name: str, recipe: Recipe | None, **how: Any) -> Task:
-        asked = [recipe.to_dict() if recipe else None, how, *([train.hash] if how.keys() & {*_TRAIN} else [])]
+        asked = [recipe.to_dict() if recipe else None, how, *([trained_on.hash] if how.keys() & {*_TRAIN} else [])]
         content = json.dumps([*about, *asked], sort_keys=True, default=_plain)
         fingerprint = hashlib.sha256(content.encode()).hexdigest()[:16]
         return Task(name, folder / "variants" / name, fingerprint, recipe, **how)
@@ -115,35 +175,7 @@ def run_pilot(
         recipe = v.to_recipe(where, f"{spec.name}: {v.name}")
         how = _how(v, spec, black)
         tasks.append(task(v.name, recipe, opset=v.opset, level=v.level, widen_most=v.widen_most, **how))
-    folder.mkdir(parents=True, exist_ok=True)
-    run = Run(
-        spec.name,
-        spec.model,
-        Kpi(spec.kpi.metric, spec.kpi.minimum),
-        spec.model_dump(mode="json", exclude_defaults=True),
-        _provenance(spec, [calibration, test, *([] if train is calibration else [train])], weights_hash, versions),
-    )
-    if (folder / "run.json").exists():
-        earlier = read(Run, folder / "run.json")
-        if earlier.pilot == run.pilot and _same_material(earlier.provenance, run.provenance):
-            run = earlier  # taken up again: it started when it first started
-    files.write_json(folder / "run.json", asdict(run))
-    done = {t.name: trial for t in tasks if (trial := finished(t))}
-    for trial in done.values():
-        say(f"{summary(trial)} (kept)")
-    shared = (model, calibration, train, test, settings)
-    imports = _Imports((spec.model, metric), where)
-    if jobs > 1:  # one after the other, while nothing else runs, because times count; trials then read them
-        for t in tasks:
-            if (t.search or t.factorize) and t.name not in done:
-                with contextlib.suppress(LowbitError):  # which the trial meets again, and keeps
-                    measure(t, model, calibration, test, settings, progress)
-    for together in (tasks[:1], tasks[1:]):  # the float baseline alone: the others are compared with it
-        for trial in _run([t for t in together if t.name not in done], shared, jobs, imports, progress):
-            say(summary(trial))
-            done[trial.name] = trial
-    trials = [done[t.name] for t in tasks]
-    return assemble(run, trials, _latencies(run, tasks, trials, spec, test, folder, progress))
+    return tasks, trained_on
 
 
 def _training_data(
@@ -223,44 +255,9 @@ def summary(trial: Trial) -> str:
     return f"{trial.name:<16} {trial.score.value:.4f}  {trial.file_bytes / 1e6:.3f} MB  {trial.seconds:.0f} s"
 
 
-@dataclass(frozen=True)
-class _Imports:
-    """Imports the user's modules when it is unpickled: a process of its own needs them before it meets the model."""
-
-    references: tuple[str, ...]
-    folder: Path
-
-    def __reduce__(self) -> tuple[Callable[..., _Imports], tuple[tuple[str, ...], Path]]:
-        return _imported, (self.references, self.folder.resolve())
-
-
-def _imported(references: tuple[str, ...], folder: Path) -> _Imports:
-    for reference in references:
-        with contextlib.suppress(LowbitError):  # accuracy, or a model that a program built: nothing to import
-            files.resolve(reference, folder)
-    return _Imports(references, folder)
-
-
-def _apart(imports: _Imports, task: Task, shared: Shared) -> Trial:
-    return _one(task, shared, progress=False)
-
-
-def _one(task: Task, shared: Shared, progress: bool) -> Trial:
-    model, calibration, train, test, settings = shared
-    return run_trial(task, model, calibration, test, settings, train=train, progress=progress)
-
-
-def _run(tasks: list[Task], shared: Shared, jobs: int, imports: _Imports, progress: bool) -> Iterator[Trial]:
-    if min(jobs, len(tasks)) <= 1:
-        yield from (_one(task, shared, progress) for task in tasks)
-        return
-    parallel = Parallel(n_jobs=jobs, return_as="generator")
-    try:
-        yield from parallel(delayed(_apart)(imports, task, shared) for task in tasks)
-    except (BrokenProcessPool, pickle.PicklingError) as error:
-        # the cause is a traceback, as text, from where it happened
-        told = [files.one_line(error), *str(error.__cause__ or "").strip('\n"').splitlines()][-1]
-        raise DataError(f"the variants cannot run in {jobs} processes ({told}); run them with --jobs 1") from error
+def _do(task: Task, shared: Shared, progress: bool) -> Trial:
+    its = shared
+    return run_trial(task, its.model, its.calibration, its.test, its.settings, train=its.train, progress=progress)
 
 
 def _latencies(

@@ -103,7 +103,7 @@ def _chains(given: object) -> object:
 def _pattern(text: str) -> str:
     try:
         re.compile(text)
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
         raise _wrong(f"{error}; expected 'layer', 'model' or regular expressions over layer names") from None
     return text
 

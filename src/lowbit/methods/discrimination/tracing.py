@@ -11,11 +11,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, final
+from typing import Annotated, Any, Literal, final
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, FiniteFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PositiveFloat, model_validator
 from scipy import stats
 from sklearn.utils.validation import check_is_fitted
 from typing_extensions import Self
@@ -102,7 +102,7 @@ class FeatureTrace(BaseModel):
     code: Code
     version: str
     data_hash: str
-    samples: PositiveInt
+    samples: Annotated[int, Field(gt=0, le=10**9)]  # beyond, `drift` takes seconds a feature
     classes: tuple[bool | int | float | str, ...]
     names: tuple[str, ...]
     center: tuple[FiniteFloat, ...]

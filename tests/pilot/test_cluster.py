@@ -1,0 +1,483 @@
+"""Trials on a cluster and in processes: lost ones are tried again, nothing runs twice, and figures are the same."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import joblib
+import numpy as np
+import pytest
+import torch
+import yaml
+
+import lowbit as lb
+from lowbit import data, files, models
+from lowbit.pilot import executor
+from lowbit.pilot import run as pilot_run
+from lowbit.pilot.record import Run, Trial, read
+from lowbit.pilot.run import run_pilot
+from lowbit.pilot.spec import load_spec
+
+NETWORK = """
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, 4, 3, padding=1)
+        self.relu = nn.ReLU()
+        self.conv2 = nn.Conv2d(4, 6, 3, stride=2)
+        self.flatten = nn.Flatten()
+        self.head = nn.Linear(54, 4)
+
+    def forward(self, x):
+        return 10 * self.head(self.flatten(self.relu(self.conv2(self.relu(self.conv1(x))))))
+
+
+def build():
+    torch.manual_seed(3)
+    return Net()
+"""
+
+# kills the process that it runs in, where a file beside it says so: `die.<variant>` holds how often
+METRIC = """
+import json
+import os
+import signal
+from pathlib import Path
+
+HERE = Path(__file__).parent
+
+
+def closeness(outputs, labels):
+    for left in HERE.glob("die.*"):
+        times, run = int(left.read_text().split()[0]), Path(left.read_text().split()[1])
+        lock = run / "variants" / left.name.removeprefix("die.") / ".lock"
+        if times and lock.exists() and json.loads(lock.read_text())["pid"] == os.getpid():
+            left.write_text(f"{times - 1} {run}")
+            os.kill(os.getpid(), signal.SIGKILL)
+    return (outputs.argmax(1) == labels).mean()
+"""
+
+LOW = {"weights": "int2", "activations": "int4", "level": "fast"}
+PILOT: dict[str, Any] = {
+    "name": "tiny",
+    "model": "net.py:build",
+    "data": {"calibration": {"source": "calibration.npz"}, "test": {"source": "test.npz"}},
+    "kpi": {"metric": "metric.py:closeness", "minimum": 0.5},
+    "runtime": {"batches": [1]},
+    "variants": [
+        {"name": "w8a8", "weights": "int8", "activations": "int8", "level": "fast"},
+        {"name": "distilled", **LOW, "distill": {"epochs": 3, "batch_size": 16, "crop": 1}},
+        {"name": "w4a8", "weights": "int4", "activations": "int8", "level": "fast"},
+    ],
+}
+NAMES = ("float", "w8a8", "distilled", "w4a8")
+
+
+def measure(project: Path, folder: Path, *, jobs: int = 1, say: Any = lambda line: None) -> Run:
+    spec = load_spec(project / "pilot.yaml")
+    model = models.load(spec.model, spec.weights, project)
+    calibration, test = (data.open_data(name, folder=project) for name in ("calibration.npz", "test.npz"))
+    return run_pilot(spec, model, calibration, test, folder, base=project, jobs=jobs, say=say, progress=False)
+
+
+def settled(trial: Trial) -> Trial:
+    """The trial without what a clock decides."""
+    row = trial.distillation
+    if row is not None:
+        row = replace(row, epochs=tuple(replace(epoch, seconds=0.0) for epoch in row.epochs))
+    return replace(trial, latencies=(), seconds=0.0, distillation=row)
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    return {path.parent.name: files.sha256(path) for path in sorted(folder.glob("variants/*/model.onnx"))}
+
+
+def same(run: Run, folder: Path, undisturbed: tuple[Run, Path]) -> None:
+    """Scores, verdicts, records and files are those of the single process, and nothing is left of the work."""
+    first, other = undisturbed
+    assert [t.name for t in run.trials] == [*NAMES]
+    assert [*map(settled, run.trials)] == [*map(settled, first.trials)]
+    assert all(t.latencies for t in run.trials)
+    assert hashes(folder) == hashes(other)
+    assert [*folder.rglob(".*")] == []
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a network, data whose labels are its own predictions, a deadly metric, and a pilot file."""
+    folder = tmp_path_factory.mktemp("project")
+    (folder / "net.py").write_text(NETWORK)
+    (folder / "metric.py").write_text(METRIC)
+    inputs = torch.randn(240, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        labels = models.load("net.py:build", folder=folder)(inputs).argmax(1)
+    np.savez(folder / "test.npz", inputs=inputs[:120].numpy(), labels=labels[:120].numpy())
+    np.savez(folder / "calibration.npz", inputs=inputs[120:].numpy())
+    (folder / "pilot.yaml").write_text(yaml.safe_dump(PILOT))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(project: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Path]:
+    folder = tmp_path_factory.mktemp("runs") / "undisturbed"
+    return measure(project, folder), folder
+
+
+@pytest.fixture
+def dying(project: Path) -> Iterator[Any]:
+    """Lets the process that measures a variant be killed so many times; returns where the rest is counted."""
+
+    def die(folder: Path, variant: str, times: int) -> Path:
+        (project / f"die.{variant}").write_text(f"{times} {folder}")
+        return project / f"die.{variant}"
+
+    yield die
+    for path in project.glob("die.*"):
+        path.unlink()
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """A scheduler with two workers, in processes of their own."""
+    distributed = pytest.importorskip("distributed")
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, silence_logs=50
+    ) as found:
+        yield found
+
+
+# A cluster
+
+
+def test_cluster_gives_the_figures_of_one_process_though_a_worker_is_killed(
+    cluster: Any, project: Path, undisturbed: tuple[Run, Path], dying: Any, tmp_path: Path
+) -> None:
+    left = dying(tmp_path / "run", "distilled", 1)
+    with executor.cluster(cluster.scheduler_address):
+        run = measure(project, tmp_path / "run")
+    assert left.read_text().startswith("0 ")
+    same(run, tmp_path / "run", undisturbed)
+
+
+@pytest.mark.slow  # half a minute, because workers start six times
+def test_variant_that_kills_its_workers_fails_alone(
+    cluster: Any, project: Path, undisturbed: tuple[Run, Path], dying: Any, tmp_path: Path
+) -> None:
+    left = dying(tmp_path / "run", "w8a8", 9)
+    with executor.cluster(cluster.scheduler_address):
+        run = measure(project, tmp_path / "run")
+    assert left.read_text().startswith("6 ")
+    assert [t.verdict == "failed" for t in run.trials] == [False, True, False, False]
+    assert "its process was lost 3 times (the last was process " in str(run.trials[1].error)
+    assert [settled(t) for t in run.trials[2:]] == [settled(t) for t in undisturbed[0].trials[2:]]
+
+
+def test_worker_that_cannot_see_the_run_folder_is_named(
+    cluster: Any, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its folder of that name is another one, as where every machine has its own disk."""
+
+    @contextlib.contextmanager
+    def of_another_machine(folder: Path) -> Iterator[str]:
+        yield "a run that no lock file tells of"
+
+    monkeypatch.setattr(executor, "only", of_another_machine)
+    where = r"worker tcp://\S+: on \S+, cannot see the run folder '.*/run'; write it to a path that all workers share"
+    with executor.cluster(cluster.scheduler_address), pytest.raises(lb.LowbitError, match=where):
+        measure(project, tmp_path / "run")
+
+
+def test_single_worker_does_not_leave_trials_to_the_command() -> None:
+    """With one call at a time joblib would run them in the calling process."""
+
+    class One:
+        def effective_n_jobs(self, n_jobs: int) -> int:
+            return 1
+
+    assert executor._of_workers(One)().effective_n_jobs(-1) == 2
+
+
+def test_no_scheduler_is_one_line() -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        address = f"tcp://127.0.0.1:{unused.getsockname()[1]}"
+    for given in (address, "nonsense://x"):
+        with pytest.raises(lb.LowbitError, match=f"no Dask scheduler answers at '{given}'") as caught:
+            contextlib.ExitStack().enter_context(executor.cluster(given, timeout=1))
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("versions", "references", "told"),
+    [
+        ({"python": "2.7"}, [], "has python 3.*, the command 2.7, and figures depend on it; install the same"),
+        ({"nosuchpackage": "1"}, [], "has nosuchpackage none, the command 1"),
+        ({}, ["elsewhere.py:build"], r"reference 'elsewhere.py:build': cannot read"),
+    ],
+)
+def test_worker_that_would_not_do_the_same_is_told(
+    versions: dict[str, str], references: list[str], told: str, tmp_path: Path
+) -> None:
+    import re
+
+    with executor.only(tmp_path) as run:
+        assert executor._fit(tmp_path, run, {}, [], tmp_path) is None
+        assert re.match(told, str(executor._fit(tmp_path, run, versions, references, tmp_path)))
+
+
+# Processes here
+
+
+@pytest.mark.slow  # the one on a cluster is quick enough
+def test_lost_process_costs_its_trial_only(
+    project: Path, undisturbed: tuple[Run, Path], dying: Any, tmp_path: Path
+) -> None:
+    left, lines = dying(tmp_path / "run", "distilled", 1), list[str]()
+    run = measure(project, tmp_path / "run", jobs=2, say=lines.append)
+    assert left.read_text().startswith("0 ")
+    assert sorted(line.split()[0] for line in lines) == sorted(NAMES)
+    same(run, tmp_path / "run", undisturbed)
+
+
+def test_trial_that_was_lost_too_often_in_this_run_is_a_failed_one(
+    project: Path, undisturbed: tuple[Run, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What dead processes left tells of them; those of earlier runs, as when a user stops the command, do not count."""
+    monkeypatch.setattr("uuid.uuid4", lambda: type("U", (), {"hex": "this-run-0000"}))
+    folder = tmp_path / "run"
+    shutil.copytree(undisturbed[1], folder)
+    for name, of, lost in (("w8a8", "this-run-0000", 1), ("distilled", "this-run-0000", 2), ("w4a8", "another", 2)):
+        (folder / "variants" / name / "trial.json").unlink()
+        note = {"host": "far.away", "pid": 77, "since": "", "run": of, "lost": lost}
+        (folder / "variants" / name / ".lock").write_text(json.dumps(note))
+    run = measure(project, folder)
+    assert [t.verdict == "failed" for t in run.trials] == [False, False, True, False]
+    assert "its process was lost 3 times (the last was process 77 on far.away): killed" in str(run.trials[2].error)
+    assert [*folder.rglob(".*")] == []
+
+
+@pytest.mark.slow  # half a minute, because processes start six times
+def test_lost_processes_cost_their_trials_only(
+    project: Path, undisturbed: tuple[Run, Path], dying: Any, tmp_path: Path
+) -> None:
+    once, always = dying(tmp_path / "run", "distilled", 1), dying(tmp_path / "run", "w4a8", 9)
+    lines: list[str] = []
+    run = measure(project, tmp_path / "run", jobs=2, say=lines.append)
+    assert (once.read_text()[:2], always.read_text()[:2]) == ("0 ", "6 ")
+    assert sorted(line.split()[0] for line in lines) == sorted(NAMES)
+    assert run.trials[3].error == (
+        "its process was lost 3 times (SIGKILL(-9)): killed, or out of memory; give it more, or run fewer variants at "
+        "once"
+    )
+    assert read(Trial, tmp_path / "run/variants/w4a8/trial.json").verdict == "failed"
+    always.unlink()
+    same(measure(project, tmp_path / "run"), tmp_path / "run", undisturbed)  # what failed is tried again
+
+
+def test_any_joblib_backend_is_a_cluster(
+    project: Path, undisturbed: tuple[Run, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that knows no client and returns all results at the end, as Ray's."""
+    seen: list[int] = []
+
+    class Other(joblib._parallel_backends.ThreadingBackend):  # type: ignore[misc]
+        supports_return_generator = False
+
+        def submit(self, func: Any, callback: Any = None) -> Any:
+            seen.append(len(func.items))
+            return super().submit(func, callback)
+
+    joblib.register_parallel_backend("other", Other)
+    with joblib.parallel_config("other", n_jobs=2):
+        run = measure(project, tmp_path / "run")
+    assert seen == [1, 1, 1]  # one trial to a call, and the float baseline here
+    same(run, tmp_path / "run", undisturbed)
+
+
+def test_cluster_that_gives_up_is_asked_again_and_then_told_of(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Lost(joblib._parallel_backends.ThreadingBackend):  # type: ignore[misc]
+        asked = 0
+
+        def submit(self, func: Any, callback: Any = None) -> Any:
+            Lost.asked += 1
+            raise ConnectionError("the head node is gone")
+
+    joblib.register_parallel_backend("lost", Lost)
+    with joblib.parallel_config("lost", n_jobs=1):
+        run = measure(project, tmp_path / "run")
+    assert Lost.asked >= 3
+    assert [t.verdict == "failed" for t in run.trials] == [False, True, True, True]
+    assert "lost 3 times (ConnectionError: the head node is gone)" in str(run.trials[1].error)
+
+
+def test_error_of_a_trial_on_a_cluster_is_its_own(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(task: Any, *args: Any, **how: Any) -> Trial:
+        if task.recipe is None:
+            return Trial(task.name, None, task.fingerprint, "misses")
+        raise ZeroDivisionError("a bug")
+
+    joblib.register_parallel_backend("threads", type("Threads", (joblib._parallel_backends.ThreadingBackend,), {}))
+    monkeypatch.setattr(pilot_run, "run_trial", broken)
+    with joblib.parallel_config("threads", n_jobs=1), pytest.raises(RuntimeError, match="ZeroDivisionError: a bug"):
+        measure(project, tmp_path / "run")
+
+
+# Threads
+
+
+def test_threads_are_pinned_while_a_trial_runs_and_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    from threadpoolctl import threadpool_info
+
+    monkeypatch.setenv("MKL_NUM_THREADS", "7")
+    monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
+    before = {pool["filepath"]: pool["num_threads"] for pool in threadpool_info()}
+    with executor.pinned(2):
+        assert torch.get_num_threads() == 2
+        assert {pool["num_threads"] for pool in threadpool_info()} == {2}
+        assert (os.environ["MKL_NUM_THREADS"], os.environ["OPENBLAS_NUM_THREADS"]) == ("2", "2")
+    assert torch.get_num_threads() == 1
+    assert {pool["filepath"]: pool["num_threads"] for pool in threadpool_info()} == before
+    assert os.environ["MKL_NUM_THREADS"] == "7"
+    assert "OPENBLAS_NUM_THREADS" not in os.environ
+
+
+# Locks
+
+
+@contextlib.contextmanager
+def holding(folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """A process that works in the folder until it is stopped."""
+    script = (
+        "import pathlib, sys, time\nfrom lowbit.pilot import executor\n"
+        "with executor.only(pathlib.Path(sys.argv[1])):\n    print('in', flush=True)\n    time.sleep(60)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, str(folder)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    assert process.stdout is not None
+    with process:
+        assert process.stdout.readline() == "in\n"
+        yield process
+        process.kill()
+
+
+def test_second_command_in_a_folder_is_refused_and_a_dead_one_is_not_in_the_way(project: Path, tmp_path: Path) -> None:
+    with holding(tmp_path) as process:
+        told = rf"'{tmp_path}' is in use \(process {process.pid} on {socket.gethostname()}, since 20.*--out"
+        with pytest.raises(lb.LowbitError, match=told):
+            measure(project, tmp_path)
+        assert {path.name for path in tmp_path.iterdir()} == {".lock"}
+        process.kill()
+        process.wait()
+        assert (tmp_path / ".lock").exists()
+        with executor.only(tmp_path):
+            assert json.loads((tmp_path / ".lock").read_text())["pid"] == os.getpid()
+        assert not (tmp_path / ".lock").exists()
+
+
+def test_interrupted_command_leaves_no_lock(tmp_path: Path) -> None:
+    with holding(tmp_path) as process:
+        assert (tmp_path / ".lock").exists()
+        process.send_signal(signal.SIGINT)
+        process.wait()
+        assert not (tmp_path / ".lock").exists()
+
+
+def test_lock_of_another_host_is_for_the_user_to_delete(tmp_path: Path) -> None:
+    note = {"host": "another.host", "pid": os.getpid(), "since": "2026-01-01T00:00:00+00:00", "run": "x"}
+    (tmp_path / ".lock").write_text(json.dumps(note))
+    with (
+        pytest.raises(lb.LowbitError, match=r"\(process \d+ on another.host, since 2026.*if that has ended, delete"),
+        executor.only(tmp_path),
+    ):
+        pass
+    assert json.loads((tmp_path / ".lock").read_text()) == note
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", "3"])
+def test_lock_without_a_note_is_taken_over(tmp_path: Path, content: str) -> None:
+    (tmp_path / ".lock").write_text(content)
+    with executor.only(tmp_path) as run:
+        assert json.loads((tmp_path / ".lock").read_text())["run"] == run
+
+
+def test_file_system_without_locks_goes_by_the_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unsupported(*args: object) -> None:
+        raise OSError(95, "Operation not supported")
+
+    with holding(tmp_path) as process:
+        monkeypatch.setattr("fcntl.flock", unsupported)
+        with pytest.raises(lb.LowbitError, match=f"may be in use .process {process.pid} on"), executor.only(tmp_path):
+            pass
+        process.kill()
+        process.wait()
+        with executor.only(tmp_path):
+            pass
+        assert not (tmp_path / ".lock").exists()
+
+
+def test_process_that_outlives_its_command_is_waited_for(project: Path, tmp_path: Path) -> None:
+    """As a trial's process does when the command is killed: what it ends with is kept, and not measured twice."""
+    place = tmp_path / "variants/float"
+    place.mkdir(parents=True)
+    with holding(place) as process:
+        seconds = 1.0
+        began = time.monotonic()
+        threading.Timer(seconds, process.kill).start()
+        measure(project, tmp_path)
+        assert time.monotonic() - began > seconds
+    assert not (place / ".lock").exists()
+
+
+# Killed
+
+
+@contextlib.contextmanager
+def started(project: Path, folder: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
+    command = [str(Path(sys.executable).with_name("lowbit")), "pilot", "pilot.yaml", "--out", str(folder), *options]
+    with subprocess.Popen(
+        command, cwd=project, env=os.environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        yield process
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_command_killed_at_any_moment_ends_the_same(
+    project: Path, undisturbed: tuple[Run, Path], tmp_path: Path, jobs: str
+) -> None:
+    folder, dice = tmp_path / "run", random.Random(int(jobs))
+    for _ in range(3):
+        with started(project, folder, "--jobs", jobs) as process:
+            time.sleep(dice.uniform(4, 12))
+            process.send_signal(signal.SIGKILL)
+    with started(project, folder, "--jobs", jobs) as process:
+        out, errors = process.communicate()
+        assert (process.returncode, errors) == (0, ""), out
+    assert hashes(folder) == hashes(undisturbed[1])
+    trials = [read(Trial, folder / "variants" / name / "trial.json") for name in NAMES]
+    expected = [replace(settled(trial), verdict="misses") for trial in undisturbed[0].trials]  # given when assembled
+    assert [*map(settled, trials)] == expected
+    assert [*folder.rglob(".*")] == []

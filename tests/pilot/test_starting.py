@@ -1,0 +1,229 @@
+"""A first pilot file fits the model and data it was written for: it loads as it is, runs, and says why."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from lowbit import data, models
+from lowbit.data import open_data
+from lowbit.errors import DataError, LayerError
+from lowbit.pilot.run import run_pilot
+from lowbit.pilot.spec import DataSpec, PilotSpec, load_spec
+from lowbit.pilot.starting import Given, start
+
+NETWORKS = """
+import torch
+from torch import nn
+
+
+def regression():
+    torch.manual_seed(3)
+    return nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 2))
+
+
+class Branching(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(6, 8)
+        self.norm = nn.LayerNorm(8)
+        self.last = nn.Linear(8, 3)
+
+    def forward(self, x):
+        y = self.norm(self.first(x))
+        return self.last(y if y.sum() > 0 else -y)
+
+
+class Backwards(nn.Module):
+    # whose layers are called in another order than they stand in
+    def __init__(self):
+        super().__init__()
+        self.z = nn.Linear(5, 3)
+        self.a = nn.Linear(6, 5)
+        self.b = nn.Linear(5, 5)
+        self.spare = nn.Linear(2, 2)
+
+    def forward(self, x):
+        return self.z(self.b(self.a(x)))
+
+
+def branching():
+    torch.manual_seed(3)
+    return Branching()
+
+
+def backwards():
+    torch.manual_seed(3)
+    return Backwards()
+
+
+def unquantizable():
+    return nn.Sequential(nn.LSTM(6, 4))
+
+
+def score():
+    return nn.Linear(6, 1)
+"""
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An own folder with networks, which is the current one."""
+    (tmp_path / "nets.py").write_text(NETWORKS)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def given(name: str, inputs: torch.Tensor, labels: torch.Tensor | None = None) -> Given:
+    """A data section for arrays that are now a file."""
+    if labels is None:
+        np.savez(name, inputs=inputs.numpy())
+    else:
+        np.savez(name, inputs=inputs.numpy(), labels=labels.numpy())
+    return DataSpec(source=name), Path.cwd()
+
+
+def rows(count: int, *, seed: int = 0) -> torch.Tensor:
+    return torch.randn(count, 6, generator=torch.Generator().manual_seed(seed))
+
+
+def written(path: Path) -> tuple[PilotSpec, str]:
+    return load_spec(path), path.read_text()
+
+
+def comments(text: str) -> str:
+    """All comments as one line."""
+    return " ".join(line.strip().lstrip("# ") for line in text.splitlines() if line.strip().startswith("#"))
+
+
+def test_digits_get_every_variant_and_their_file_runs(here: Path) -> None:
+    inputs, labels = data.digits_train()
+    calibration = given("calibration.npz", inputs[:600], labels[:600])
+    start("lowbit.models:digits_cnn", calibration, here / "pilot.yaml", test=given("test.npz", *data.digits_test()))
+    spec, text = written(here / "pilot.yaml")
+    names = ["w8a8", "w4a8", "fp4-a8", "w4a4-distilled", "mixed", "chains"]
+    assert [v.name for v in spec.variants] == names
+    assert (spec.name, spec.model, spec.data.calibration.source) == (
+        "digits_cnn",
+        "lowbit.models:digits_cnn",
+        "calibration.npz",
+    )
+    by_name = {v.name: v for v in spec.variants}
+    assert [r["match"] for r in by_name["w4a8"].rules] == ["features.0.conv", "linear"]
+    chains = by_name["chains"].factorize
+    assert chains is not None
+    assert chains.layers == ("features.1.conv1", "features.1.conv2", "features.2.conv")
+    assert "storage, not speed" in text
+    assert "600 samples of [1, 8, 8], labels of 10 classes" in text
+    # an untrained network: its accuracy here is computed without lowbit
+    model = models.load(spec.model)
+    torch.manual_seed(0)
+    one = spec.model_copy(update={"variants": spec.variants[:1]})
+    opened = [open_data(s.source, folder=here) for s in (spec.data.calibration, spec.data.test)]
+    run = run_pilot(one, model, opened[0], opened[1], here / "run", base=here, progress=False, say=lambda _: None)
+    assert [t.verdict == "failed" for t in run.trials] == [False, False]
+
+
+def test_kpi_of_classes_is_the_accuracy_less_a_point(here: Path) -> None:
+    inputs = rows(90)
+    with torch.no_grad():
+        labels = models.load("nets.py:backwards")(inputs).argmax(1)
+    labels[:9] = (labels[:9] + 1) % 3  # a tenth of them wrong
+    start("nets.py:backwards", given("d.npz", inputs, labels), here / "pilot.yaml")
+    spec, text = written(here / "pilot.yaml")
+    assert (spec.kpi.metric, spec.kpi.minimum) == ("accuracy", 0.89)
+    assert "90.00%" in text
+    assert "No --test was given" in text
+
+
+def test_first_and_last_layer_are_those_called_first_and_last(here: Path) -> None:
+    start("nets.py:backwards", given("d.npz", rows(40)), here / "pilot.yaml")
+    spec, text = written(here / "pilot.yaml")
+    assert [r["match"] for r in spec.variants[1].rules] == ["a", "z"]
+    assert "Not called on this data: spare" in comments(text)
+
+
+def test_without_labels_agreement_decides(here: Path) -> None:
+    start("nets.py:backwards", given("d.npz", rows(40)), here / "pilot.yaml")
+    spec, text = written(here / "pilot.yaml")
+    assert (spec.kpi.metric, spec.kpi.minimum) == ("agreement", 0.98)
+    assert "There are no labels" in text
+    assert not any(
+        v.distill or v.search or v.factorize or v.output for v in spec.variants
+    )  # 40 samples, no convolution
+
+
+def test_regression_gets_r2_and_outputs_on_a_path(here: Path) -> None:
+    inputs = rows(600)
+    with torch.no_grad():
+        clean = models.load("nets.py:regression")(inputs)
+    noise = 0.1 * clean.std() * torch.randn(clean.shape, generator=torch.Generator().manual_seed(5))
+    targets = clean + noise
+    start("nets.py:regression", given("d.npz", inputs, targets), here / "pilot.yaml")
+    spec, _ = written(here / "pilot.yaml")
+    unexplained = float((noise**2).sum() / ((targets - targets.mean(0)) ** 2).sum())
+    assert spec.kpi.metric == "r2"
+    assert spec.kpi.minimum == pytest.approx(1 - 1.1 * unexplained, abs=1e-3)
+    assert spec.kpi.minimum < 1 - unexplained
+    assert {"fold", "curve", "w4a4-distilled", "mixed"} - {v.name for v in spec.variants} == {"mixed"}  # three layers
+    assert [v.output.path for v in spec.variants if v.output] == ["fold4", "auto"]
+
+
+def test_untraceable_model_is_told_so(here: Path) -> None:
+    start("nets.py:branching", given("d.npz", rows(600)), here / "pilot.yaml")
+    spec, text = written(here / "pilot.yaml")
+    assert "the model cannot be traced" in comments(text)
+    assert "norm (LayerNorm) stays float: LayerNorm has no quantized form" in comments(text)
+    assert not any(v.search for v in spec.variants)
+
+
+def test_single_score_of_two_classes_is_no_regression(here: Path) -> None:
+    inputs = rows(60)
+    start("nets.py:score", given("d.npz", inputs, (inputs[:, 0] > 0).long()), here / "pilot.yaml")
+    spec, text = written(here / "pilot.yaml")
+    assert spec.kpi.metric == "agreement"
+    assert "Accuracy takes a score for each class" in text
+
+
+def test_paths_are_relative_to_the_file(here: Path) -> None:
+    (here / "inner").mkdir()
+    start("nets.py:backwards", given("d.npz", rows(40)), here / "inner" / "pilot.yaml")
+    spec, _ = written(here / "inner" / "pilot.yaml")
+    assert (spec.model, spec.data.calibration.source) == ("../nets.py:backwards", "../d.npz")
+    assert len(spec.data.calibration.open(here / "inner", 0)) == 40
+    assert isinstance(models.load(spec.model, folder=here / "inner"), nn.Module)
+
+
+def test_existing_file_stays(here: Path) -> None:
+    (here / "pilot.yaml").write_text("mine")
+    with pytest.raises(DataError, match="there already"):
+        start("nets.py:backwards", given("d.npz", rows(40)), here / "pilot.yaml")
+    assert (here / "pilot.yaml").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs", "labels", "error", "message"),
+    [
+        ("nets.py:backwards", torch.zeros(20, 7), None, DataError, "does not take inputs of shape"),
+        ("nets.py:backwards", torch.zeros(20, 6), torch.full((20,), 7), DataError, "labels are 7 to 7"),
+        ("nets.py:regression", torch.zeros(20, 6), torch.zeros(20, 5), DataError, "neither as classes nor as targets"),
+        (
+            "nets.py:unquantizable",
+            torch.zeros(20, 6),
+            None,
+            LayerError,
+            "no layer that can be quantized: 0: LSTM reads",
+        ),
+        ("nets.py:nothing", torch.zeros(20, 6), None, DataError, "has no 'nothing'"),
+    ],
+)
+def test_nothing_is_written_for_what_does_not_fit(
+    here: Path, model: str, inputs: torch.Tensor, labels: torch.Tensor | None, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        start(model, given("d.npz", inputs, labels), here / "pilot.yaml")
+    assert sorted(path.name for path in here.iterdir() if path.name != "__pycache__") == ["d.npz", "nets.py"]
