@@ -32,7 +32,7 @@ from hypothesis import given as drawn
 from hypothesis import strategies as st
 
 from lowbit import files
-from lowbit.data import open_data
+from lowbit.data import from_arrays, open_data
 from lowbit.errors import DataError, ExportError, LowbitError, RecipeError, VerificationError
 from lowbit.export.runtime import open_session
 from lowbit.export.verify import verify
@@ -221,6 +221,14 @@ def test_old_weights_that_say_they_are_long(in_a_folder_of_its_own: Path) -> Non
     most = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert most < 1_000_000
+
+
+def test_seeds_that_torch_does_not_take(in_a_folder_of_its_own: Path) -> None:
+    """A manifest's seed may be true, or have a thousand digits."""
+    data = from_arrays(np.zeros((20, 2)))
+    assert data.take(5, True).positions.tolist() == data.take(5, 1).positions.tolist()
+    with pytest.raises(DataError, match="expected an integer of 64 bits"):
+        data.take(5, 10**1000)
 
 
 @pytest.mark.parametrize("pattern", ["a{99999999999999999999}", "(" * 3000 + ")" * 3000], ids=["repeated", "nested"])

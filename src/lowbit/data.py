@@ -20,6 +20,7 @@ import itertools
 import json
 import math
 import re
+import reprlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -116,7 +117,11 @@ class Data:
         """Return a random subset of at most `limit` samples, kept in order so that reading still streams."""
         if limit < 1:
             raise DataError(f"data '{self.name}': limit is {limit}, expected at least 1; leave it out to take all")
-        shuffled = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+        if not -(2**63) <= seed < 2**64:
+            raise DataError(
+                f"data '{self.name}': seed is {reprlib.repr(seed)}, expected an integer of 64 bits; write a smaller one"
+            )
+        shuffled = torch.randperm(len(self), generator=torch.Generator().manual_seed(int(seed)))
         chosen = shuffled[:limit].sort().values
         labels = None if self.labels is None else self.labels[chosen]
         return Data(self.name, self.source, self.positions[chosen.numpy()], labels, self.input_shape, self.preprocess)
