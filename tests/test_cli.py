@@ -22,6 +22,8 @@ from safetensors.torch import save
 
 import lowbit as lb
 from lowbit import cli, files
+from lowbit.cli import options
+from lowbit.errors import DataError
 
 COMMANDS = ("demo", "pilot", "apply", "verify", "watch", "features")
 NETWORK = """
@@ -974,3 +976,11 @@ def test_a_pilot_file_can_be_watched(lowbit: Lowbit, folder: Path, tmp_path: Pat
     trial = json.loads((variants / "w8a8/trial.json").read_text())
     noted = json.loads((variants / "w8a8/manifest.json").read_text())["model.onnx"]["watch"]["agreement"]
     assert noted["same"] / noted["samples"] == trial["agreement"]["value"]
+
+
+def test_functions_that_a_manifest_names_are_not_run() -> None:
+    assert options.noted_spec({"source": "lowbit.data:digits_test"}).source == "lowbit.data:digits_test"
+    assert options.noted_spec({"source": "test.npz"}).source == "test.npz"
+    for source in ("evil.py:run", "os:getcwd", "folder/x.py:f"):
+        with pytest.raises(DataError, match="functions of a manifest are not run; give --data"):
+            options.noted_spec({"source": source})

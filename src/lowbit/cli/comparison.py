@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lowbit.cli.options import DataOption, Runtime, data_spec, runtime_named, validated_data
+from lowbit.cli.options import DataOption, Runtime, data_spec, noted_spec, runtime_named
 from lowbit.errors import DataError
 
 if TYPE_CHECKING:
@@ -214,7 +214,7 @@ def _samples(
         if any(other != noted[0] for other in noted):
             raise DataError(f"the manifests of '{paths[0]}' and '{paths[1]}' name other data or draws; give --data")
         section, folder, drawn = noted[0]
-        spec, base = validated_data(section, "manifest.json"), Path(folder)
+        spec, base = noted_spec(section), Path(folder)
     named = {key: name for key, name in (("inputs", inputs), ("labels", labels)) if name is not None}
     samples = spec.model_copy(update=named).open(base, drawn)
     samples = samples if limit is None or len(samples) <= limit else samples.take(limit, seed)

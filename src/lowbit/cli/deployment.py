@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from lowbit.cli.options import DATA, DataOption, Runtime, Weights, data_spec, runtime_named, validated_data
+from lowbit.cli.options import DATA, DataOption, Runtime, Weights, data_spec, noted_spec, runtime_named
 from lowbit.errors import DataError
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def verify(
     if data is not None:
         spec, base = data_spec(data)
     elif "data" in provenance:
-        spec, base = validated_data(provenance["data"], "manifest.json"), Path(str(provenance.get("data_folder", ".")))
+        spec, base = noted_spec(provenance["data"]), Path(str(provenance.get("data_folder", ".")))
     else:
         raise DataError(f"the manifest of {str(file)!r} does not name its data; give --data")
     samples = spec.open(base, seed if isinstance(seed, int) else 0)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lowbit.errors import RecipeError
+from lowbit.errors import DataError, RecipeError
 
 if TYPE_CHECKING:
     from lowbit.pilot.spec import DataSpec
@@ -38,6 +38,24 @@ def validated_data(data: object, where: str) -> DataSpec:
     from lowbit.recipe import validated
 
     return validated(DataSpec, data, where)
+
+
+def noted_spec(data: object) -> DataSpec:
+    """A data section that a manifest names.
+
+    A manifest is a file from outside, and a function that it names would be run: only lowbit's own are.
+
+    Raises:
+        DataError: it names another function.
+        RecipeError: it is no data section.
+    """
+    spec = validated_data(data, "manifest.json")
+    if ":" in spec.source and not spec.source.startswith("lowbit."):
+        raise DataError(
+            f"the manifest names the function {spec.source!r} as its data, and functions of a manifest are not run; "
+            f"give --data {spec.source} if you trust it"
+        )
+    return spec
 
 
 def runtime_named(name: str) -> Any:
