@@ -27,7 +27,7 @@ from _figures import emit, parser
 from lowbit.export.runtime import arrays, open_session
 
 TOKENS, SIZE = 64, 32
-DISTILLED = {"int8": (1, 1e-5), "int4": (3, 1e-4)}  # epochs and rate
+DISTILLED = {"int8": (1, 1e-5), "int4": (2, 1e-4)}  # epochs and rate
 Inputs = dict[str, Tensor]
 
 

@@ -159,7 +159,7 @@ def cluster() -> Iterator[Any]:
     """A scheduler with two workers, in processes of their own."""
     distributed = pytest.importorskip("distributed")
     with distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, silence_logs=50
+        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0", silence_logs=50
     ) as found:
         yield found
 
@@ -355,7 +355,7 @@ def test_threads_are_pinned_while_a_trial_runs_and_given_back(monkeypatch: pytes
     before = {pool["filepath"]: pool["num_threads"] for pool in threadpool_info()}
     with executor.pinned(2):
         assert torch.get_num_threads() == 2
-        assert {pool["num_threads"] for pool in threadpool_info()} == {2}
+        assert max(pool["num_threads"] for pool in threadpool_info()) == 2  # a library may have fewer to begin with
         assert (os.environ["MKL_NUM_THREADS"], os.environ["OPENBLAS_NUM_THREADS"]) == ("2", "2")
     assert torch.get_num_threads() == 1
     assert {pool["filepath"]: pool["num_threads"] for pool in threadpool_info()} == before

@@ -26,8 +26,8 @@ from lowbit.costs import MeasuredCosts
 from lowbit.errors import ExportError
 from lowbit.export import measured
 from lowbit.methods.search.explore import Sample, read_samples
+from lowbit.pilot import executor, searched, trial
 from lowbit.pilot import run as run_module
-from lowbit.pilot import searched, trial
 from lowbit.pilot.measured import fingerprint
 from lowbit.pilot.record import Run, SearchRow, Trial, read
 from lowbit.pilot.run import run_pilot
@@ -402,14 +402,14 @@ def test_costs_are_measured_before_trials_run_side_by_side(
 
     monkeypatch.setattr(run_module, "measure", measured_first)
 
-    def nothing(*_: object) -> Iterator[Trial]:
+    def nothing(*_: object, **__: object) -> Iterator[Trial]:
         order.append("run")
         yield from ()
 
-    monkeypatch.setattr(run_module, "_run", nothing)
+    monkeypatch.setattr(executor, "run_all", nothing)
     with pytest.raises(KeyError):  # of a trial that was not run
         measure(project, folder, jobs=2)
-    assert order == ["again", "run", "run"]
+    assert order == ["run", "again", "run"]  # the float baseline is alone
 
 
 # What goes wrong
