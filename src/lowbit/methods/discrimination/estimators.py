@@ -45,8 +45,9 @@ class FeatureQuantizer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):  
     Args:
         threshold: how the threshold is chosen, or the threshold in units of the scale: one number, or `[d]`.
             ``"discrimination"``: the largest D over all features on the training data, at most 1.5 (binary, to both
-            sides) or 2 (ternary) units from zero. ``"accuracy"``: the best cross-validated accuracy of `classifier`
-            on those of 7 thresholds: the one of ``"discrimination"``, and six that cover the same interval.
+            sides) or 2 (ternary) units from zero; of sparse features from 0 to just below 4. ``"accuracy"``: the best
+            cross-validated accuracy of `classifier`, of that threshold and six between -1.5 and 1.5 (binary) or 0 and
+            2 (ternary, or sparse features).
         per_feature: each feature has a threshold of its own, from its own D, drawn to the one of all features where
             samples are few.
         center: whether z is 0 at the mean; sparse features cannot be centered.
