@@ -558,7 +558,6 @@ sys.path.insert(0, {tests!r})
 import test_distillation as tests
 finished, _ = tests.trained(epochs=3, optimizer="sgd", quantizer="lsq")
 torch.save(finished.state_dict(), {folder!r} + "/" + os.environ["RANK"] + ".pt")
-torch.distributed.destroy_process_group()
 """
 
 

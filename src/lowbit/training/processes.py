@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import importlib
 import types
 from collections.abc import Iterator
 from typing import Any, Literal, TypeAlias
@@ -46,6 +48,10 @@ def sum_over_processes(parameters: list[nn.Parameter], value: Tensor) -> Tensor:
 @contextlib.contextmanager
 def accelerator_of(precision: Precision) -> Iterator[Any]:
     """An Accelerator of this precision, whatever others there are: they share their state, which is put back."""
+    if torch.distributed.is_available():
+        # Loaded while there is no process group yet: a default argument in it would hold the group, and so its threads,
+        # until the interpreter ends, where one that still has a tensor to let go aborts the process.
+        importlib.import_module("torch.distributed.nn.functional")
     from accelerate import Accelerator  # type: ignore[import-untyped]
     from accelerate.state import AcceleratorState, GradientState, PartialState  # type: ignore[import-untyped]
     from accelerate.utils import GradientAccumulationPlugin  # type: ignore[import-untyped]
@@ -56,7 +62,10 @@ def accelerator_of(precision: Precision) -> Iterator[Any]:
         state.clear()
     try:
         cpu = not torch.accelerator.is_available()  # else processes on CPUs would not find each other
+        found = _is_shared()
         device = PartialState(cpu=cpu).device.type
+        if not found and _is_shared() and torch.distributed.get_backend() == "gloo":
+            atexit.register(_leave)
         if precision == "fp16" and device != "cuda":
             raise TrainingError(f"fp16 trains on CUDA devices only, got {device}; use bf16 or float32")
         # all said outright, or variables that `accelerate launch` sets would decide
@@ -69,6 +78,16 @@ def accelerator_of(precision: Precision) -> Iterator[Any]:
         for state, old in zip(shared, before, strict=True):
             state.clear()
             state.update(old)
+
+
+def _is_shared() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def _leave() -> None:
+    """End the process group that training began, if nobody has: its threads must not outlive the interpreter."""
+    if _is_shared():
+        torch.distributed.destroy_process_group()
 
 
 def training_device() -> torch.device:
@@ -96,7 +115,7 @@ def of_first_process(value: float, accelerator: Any) -> float:
 
 def mean_over_processes(values: list[float]) -> list[float]:
     """The mean of each value over the processes, in every process."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+    if not _is_shared():
         return values
     message = torch.tensor(values, dtype=torch.float64, device=training_device())
     torch.distributed.all_reduce(message)
