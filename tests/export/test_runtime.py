@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -213,3 +216,18 @@ def test_time_per_operator_takes_calls(
 def test_arrays_wants_one_tensor_an_input() -> None:
     with pytest.raises(ValueError, match="zip"):
         arrays([IMAGES], ["a", "b"])
+
+
+def test_openvino_tells_nobody_that_it_is_used(tmp_path: Path) -> None:
+    pytest.importorskip("openvino_telemetry")
+    exported = export_onnx(nn.Sequential(nn.Linear(4, 2)).eval(), tmp_path / "model.onnx", torch.zeros(2, 4))
+    used = (
+        "import sys\nfrom pathlib import Path\nfrom lowbit.export.runtime import open_session\n"
+        f"open_session(Path({str(exported.path)!r}), runtime='openvino')\n"
+        "import openvino.tools.ovc.telemetry_utils as telemetry\n"
+        "print(telemetry.tm.__name__, 'openvino_telemetry' in sys.modules)"
+    )
+    environment = {**{k: v for k, v in os.environ.items() if k != "CI"}, "HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", used], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["openvino.tools.ovc.telemetry_stub", "False"]
+    assert not (tmp_path / "intel").exists()
