@@ -80,7 +80,8 @@ def solve(
 
     errors: dict[str, float] = {"float": error([one[2] for one in found[solver]])}
     errors |= {name: error([one[1] for one in each]) for name, each in found.items()}
-    solution = Solution(tuple(one[0] for one in found[solver]), errors)
+    as_read = dict(sorted(errors.items()))  # the order in which a file gives them back
+    solution = Solution(tuple(one[0] for one in found[solver]), as_read)
     if path is not None:
         _save(path, solution)
     return solution
