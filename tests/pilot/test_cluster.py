@@ -353,7 +353,7 @@ def test_threads_are_pinned_while_a_trial_runs_and_given_back(monkeypatch: pytes
     monkeypatch.setenv("MKL_NUM_THREADS", "7")
     monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
     before = {pool["filepath"]: pool["num_threads"] for pool in threadpool_info()}
-    with executor.pinned(2):
+    with executor._alone, executor.pinned(2):  # no thread of an earlier test is at a trial meanwhile
         assert torch.get_num_threads() == 2
         assert max(pool["num_threads"] for pool in threadpool_info()) == 2  # a library may have fewer to begin with
         assert (os.environ["MKL_NUM_THREADS"], os.environ["OPENBLAS_NUM_THREADS"]) == ("2", "2")
