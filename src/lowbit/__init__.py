@@ -52,6 +52,8 @@ if TYPE_CHECKING:
     from lowbit.methods.curves.run import curve_output as curve_output
     from lowbit.methods.discrimination.estimators import BinaryQuantizer as BinaryQuantizer
     from lowbit.methods.discrimination.estimators import TernaryQuantizer as TernaryQuantizer
+    from lowbit.methods.discrimination.heads import CodedHead as CodedHead
+    from lowbit.methods.discrimination.heads import coded_head as coded_head
     from lowbit.methods.discrimination.histograms import Histograms as Histograms
     from lowbit.methods.discrimination.layers import layer_features as layer_features
     from lowbit.methods.discrimination.measure import discrimination as discrimination
@@ -118,6 +120,7 @@ _HOMES = {
         "BinaryQuantizer",
         "TernaryQuantizer",
     ),
+    "lowbit.methods.discrimination.heads": ("CodedHead", "coded_head"),
     "lowbit.methods.discrimination.histograms": ("Histograms",),
     "lowbit.methods.discrimination.layers": ("layer_features",),
     "lowbit.methods.discrimination.measure": ("discrimination",),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TypeAlias
 
 import torch
@@ -35,6 +36,50 @@ def labels_of(batch: Batch) -> Tensor | None:
     if isinstance(batch, Mapping):
         return batch.get("labels")
     return batch[1] if isinstance(batch, Sequence) and len(batch) > 1 else None
+
+
+def accelerator() -> torch.device:
+    """Where models run that nobody placed: the machine's accelerator, else the CPU."""
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+
+
+@contextmanager
+def on_accelerator(model: nn.Module) -> Iterator[torch.device]:
+    """Have a model on the accelerator, where there is one, and back where it was afterwards; `call` follows it."""
+    before = next((parameter.device for parameter in model.parameters()), None)
+    device = accelerator()
+    if before is not None and before != device:
+        model.to(device)
+    try:
+        yield device
+    finally:
+        if before is not None and before != device:
+            model.to(before)
+
+
+def without_labels(batch: Batch) -> Tensor | dict[str, Tensor]:
+    """The inputs of a batch alone: a tensor, or a dict of them."""
+    args, kwargs = inputs_of(batch)
+    return kwargs or args[0]
+
+
+def resized(batch: Batch, size: int) -> Tensor | dict[str, Tensor]:
+    """The inputs of `size` samples: the first ones of a batch, which are repeated where there are fewer."""
+    rows = torch.arange(size) % size_of(batch)
+    inputs = without_labels(batch)
+    return inputs[rows] if isinstance(inputs, Tensor) else {name: tensor[rows] for name, tensor in inputs.items()}
+
+
+def shapes_of(batch: Batch) -> str:
+    """The shape of one sample, or of each of its inputs, in words: ``[1, 8, 8]``, ``input_ids [64], mask [64]``."""
+    args, kwargs = inputs_of(batch)
+    return ", ".join(f"{name} {list(t.shape[1:])}".strip() for name, t in [*(("", a) for a in args), *kwargs.items()])
+
+
+def bytes_of(batch: Batch) -> int:
+    """Memory of a batch's inputs."""
+    args, kwargs = inputs_of(batch)
+    return sum(tensor.numel() * tensor.element_size() for tensor in (*args, *kwargs.values()))
 
 
 def mapped(batch: Batch, function: Callable[[Tensor], Tensor]) -> Batch:

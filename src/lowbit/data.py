@@ -32,6 +32,7 @@ import torch
 
 from lowbit import files
 from lowbit.errors import DataError, LowbitError
+from lowbit.named import TEXTS, TOKENS, USUAL, Named, columns_of, named, texts_of, tokenized
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -104,10 +105,18 @@ class Data:
             digest.update(_array_digest(self.labels.numpy()).encode())
         return digest.hexdigest()
 
-    def batches(self, size: int) -> Iterable[tuple[torch.Tensor, torch.Tensor | None]]:
-        """Return batches of float32 inputs `[n, ...]` and their labels, or None, to iterate over as often as wanted.
+    @property
+    def shapes(self) -> str:
+        """The shape of one sample, or of each of its inputs, in words."""
+        if isinstance(self.source, Named):
+            return ", ".join(f"{name} {list(shape)}" for name, shape in self.source.shapes.items())
+        return str(list(self.input_shape))
 
-        The order is fixed, each batch has `size` samples, and the last one what is left.
+    def batches(self, size: int) -> Iterable[tuple[torch.Tensor, torch.Tensor | None] | dict[str, torch.Tensor]]:
+        """Return batches to iterate over as often as wanted: float32 inputs `[n, ...]` and their labels, or None.
+
+        With several inputs a batch is a dict by their names, with ``labels`` where there are some. The order is fixed,
+        each batch has `size` samples, and the last one what is left.
         """
         if size < 1:
             raise DataError(f"data '{self.name}': batch size is {size}, expected at least 1; correct it")
@@ -121,10 +130,15 @@ class Data:
             raise DataError(
                 f"data '{self.name}': seed is {reprlib.repr(seed)}, expected an integer of 64 bits; write a smaller one"
             )
-        shuffled = torch.randperm(len(self), generator=torch.Generator().manual_seed(int(seed)))
-        chosen = shuffled[:limit].sort().values
+        chosen = _draw(len(self), limit, seed)
         labels = None if self.labels is None else self.labels[chosen]
         return Data(self.name, self.source, self.positions[chosen.numpy()], labels, self.input_shape, self.preprocess)
+
+
+def _draw(count: int, limit: int, seed: int) -> torch.Tensor:
+    """Some of `count` numbers, ascending."""
+    shuffled = torch.randperm(count, generator=torch.Generator().manual_seed(int(seed)))
+    return shuffled[:limit].sort().values
 
 
 @dataclass(frozen=True)
@@ -135,8 +149,14 @@ class _Batches:
     def __len__(self) -> int:
         return math.ceil(len(self.data) / self.size)
 
-    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor | None] | dict[str, torch.Tensor]]:
         data = self.data
+        if isinstance(data.source, Named):
+            for start in range(0, len(data), self.size):
+                rows = slice(start, start + self.size)
+                labels = {} if data.labels is None else {"labels": data.labels[rows]}
+                yield {**data.source.batch(data.positions[rows]), **labels}
+            return
         samples = data.source.samples(data.positions)
         for start in range(0, len(data), self.size):
             end = min(start + self.size, len(data))
@@ -154,8 +174,10 @@ def open_data(
     *,
     folder: Path | None = None,
     preprocess: Preprocess | None = None,
-    inputs: str | None = None,
+    inputs: str | Sequence[str] | None = None,
     labels: str | None = None,
+    tokenizer: str | None = None,
+    tokens: int = TOKENS,
     limit: int | None = None,
     seed: int = 0,
 ) -> Data:
@@ -167,7 +189,10 @@ def open_data(
             Where Parquet files have neither an image nor a list column, all numeric columns but the label's are inputs.
         folder: where relative paths begin; the current folder by default.
         preprocess: what happens to the inputs; nothing by default.
-        inputs: the `.npz` array or Parquet column of the inputs, where the usual names do not find it.
+        inputs: the `.npz` array or Parquet column of the inputs, where the usual names do not find it; several names
+            are several inputs, and batches are dicts by them. Found without: `input_ids` and `attention_mask`.
+        tokenizer: `hf:<folder or name>`, which makes these two of a column of texts: `inputs`, or a usual name.
+        tokens: a text is cut or filled up to so many.
         labels: the same for the labels.
         limit: take a random subset of this size.
         seed: of that subset.
@@ -178,7 +203,13 @@ def open_data(
     name, preprocess = str(source), preprocess or Preprocess()
     path = (folder or Path()) / Path(source).expanduser()
     suffix = path.suffix.lower()
-    if suffix == ".npz":
+    if (
+        tokenizer is not None
+        or (inputs is not None and not isinstance(inputs, str))
+        or (inputs is None and USUAL[0] in column_names(path, name, folder))
+    ):
+        data = _open_named(path, name, folder, preprocess, inputs, labels, tokenizer, tokens, (limit, seed))
+    elif suffix == ".npz":
         data = _open_npz(path, name, preprocess, inputs, labels)
     elif suffix == ".parquet":
         data = _open_parquet(_matching(path, name, folder), name, preprocess, inputs, labels)
@@ -316,7 +347,7 @@ class _Table:
         return " ".join([json.dumps(self.columns), *map(files.sha256, self.paths)])
 
 
-_Source = _Arrays | _Folder | _Parquet | _Table
+_Source = _Arrays | _Folder | _Parquet | _Table | Named
 
 
 def _by_file(paths: Sequence[Path], counts: Sequence[int], positions: np.ndarray) -> Iterator[tuple[Path, np.ndarray]]:
@@ -500,10 +531,91 @@ def _open_function(name: str, folder: Path | None, preprocess: Preprocess) -> Da
         raise DataError(f"data '{name}': the function raised {files.one_line(error)}; correct it") from error
     inputs, labels = result if isinstance(result, tuple) and len(result) == 2 else (result, None)
     arrays = (torch.Tensor, np.ndarray)
+    if isinstance(inputs, dict) and isinstance(labels, (*arrays, type(None))):
+        return _of_named(named(name, inputs), None if labels is None else _numpy(labels), preprocess)
     if not (isinstance(inputs, arrays) and isinstance(labels, (*arrays, type(None)))):
         got = ", ".join(type(value).__name__ for value in (inputs, labels) if value is not None)
         raise DataError(f"data '{name}': the function returned {got}, expected inputs or (inputs, labels) as tensors")
     return from_arrays(inputs, labels, name=name, preprocess=preprocess)
+
+
+def column_names(path: Path, name: str, folder: Path | None) -> tuple[str, ...]:
+    """Names of the arrays of an npz file, or of the columns of Parquet files (`name` may be a pattern); else none.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    suffix = path.suffix.lower()
+    if suffix == ".npz" and path.is_file():
+        return tuple(files.load_arrays(path))
+    if suffix != ".parquet":
+        return ()
+    first = _matching(path, name, folder)[0]
+    if not first.is_file():
+        return ()
+    import pyarrow.parquet as pq
+
+    with files.reading(first), pq.ParquetFile(first) as file:
+        return tuple(file.schema_arrow.names)
+
+
+def _open_named(
+    path: Path,
+    name: str,
+    folder: Path | None,
+    preprocess: Preprocess,
+    inputs: str | Sequence[str] | None,
+    labels: str | None,
+    tokenizer: str | None,
+    tokens: int,
+    rows: tuple[int | None, int],
+) -> Data:
+    """Several inputs by name, or texts, of an npz file or Parquet files; of the latter those `rows` (limit, seed)."""
+    suffix = path.suffix.lower()
+    if suffix not in (".npz", ".parquet"):
+        raise DataError(f"data '{name}': several inputs and texts are read from .npz and .parquet; write one of these")
+    paths = _matching(path, name, folder) if suffix == ".parquet" else (path,)
+    if suffix == ".npz":
+        arrays: dict[str, np.ndarray] = files.load_arrays(path)
+        there = list(arrays)
+    else:
+        import pyarrow.parquet as pq
+
+        with files.reading(paths[0]), pq.ParquetFile(paths[0]) as file:
+            there = list(file.schema_arrow.names)
+    wanted = [inputs] if isinstance(inputs, str) else list(inputs or ())
+    if not wanted:
+        usual = TEXTS if tokenizer else USUAL
+        wanted = [key for key in usual if key in there][: 1 if tokenizer else None]
+    label = labels or next((key for key in (*_LABELS, "label") if key in there), None)
+    missing = [key for key in (*wanted, *([label] if label else [])) if key not in there]
+    if missing or not wanted or (tokenizer and len(wanted) > 1):
+        what = f"no '{missing[0]}'" if missing else "several inputs" if wanted else "no texts"
+        raise DataError(f"data '{name}': {what} among {', '.join(there)}; choose with `inputs:` and `labels:`")
+    known: np.ndarray | None = None
+    if label is not None:
+        known = np.asarray(arrays[label]) if suffix == ".npz" else _read_labels(paths, label)
+    if tokenizer:
+        column = arrays[wanted[0]].tolist() if suffix == ".npz" else texts_of(paths, wanted[0])
+        limit, seed = rows
+        if limit is not None and 0 < limit < len(column):  # tokens of all would take long
+            chosen = _draw(len(column), limit, seed).tolist()
+            column = [column[row] for row in chosen]
+            known = known if known is None else known[chosen]
+        source = tokenized(name, column, tokenizer, tokens, folder)
+    else:
+        source = named(name, {k: arrays[k] for k in wanted} if suffix == ".npz" else columns_of(paths, wanted))
+    return _of_named(source, known, preprocess)
+
+
+def _of_named(source: Named, labels: np.ndarray | None, preprocess: Preprocess) -> Data:
+    if preprocess != Preprocess():
+        raise DataError(f"data '{source.name}': preprocess is for a single input; leave it out, or prepare the arrays")
+    if not len(source):
+        raise DataError(f"data '{source.name}' is empty, expected at least one sample; check the source")
+    checked = None if labels is None else _labels(labels, len(source), source.name)
+    first = next(iter(source.shapes.values()))
+    return Data(source.name, source, np.arange(len(source), dtype=np.int64), checked, first, preprocess)
 
 
 def _open_folder(path: Path, name: str, preprocess: Preprocess) -> Data:

@@ -64,6 +64,7 @@ _MOVE: set[object] = {
     torch.unsqueeze,
     F.dropout,
 }
+_NORMALIZE = {nn.LayerNorm, F.layer_norm, nn.RMSNorm, F.rms_norm}
 _MOVE |= {F.max_pool1d, F.max_pool2d, F.max_pool3d, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.Flatten, nn.Unflatten}
 _MOVE |= {nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.Identity, nn.PixelShuffle, nn.ChannelShuffle}
 _MOVE |= {nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d}
@@ -78,6 +79,7 @@ class _Tracer(fx.Tracer):
 def trace(model: nn.Module) -> fx.GraphModule | str:
     """The model's graph with its layers as nodes, or the reason why it has none (control flow on data, mostly)."""
     tracer = _Tracer()
+    tracer.proxy_buffer_attributes = isinstance(model, fx.GraphModule)  # whose graph may work on sizes and buffers
     if tracer.is_leaf_module(model, ""):
         return f"{type(model).__name__} is itself a layer"
     for name, parameter in inspect.signature(model.forward).parameters.items():
@@ -202,8 +204,14 @@ class _Wiring:
         return node
 
     def glue_inputs(self, node: fx.Node) -> list[fx.Node]:
-        """Tensors that an add, product, concatenation or average pooling reads; empty for any other node."""
+        """Tensors that an add, product, concatenation or average pooling reads; empty for any other node.
+
+        Empty too for an add that a LayerNorm reads: that is float in every runtime, so integers would save nothing, and
+        in transformers a few channels of such sums are so large that all others lose their codes (LOG.md).
+        """
         tensors: object = ()
+        if self.is_a(node, _ADD) and any(self.is_a(user, _NORMALIZE) for user in node.users):
+            return []
         if self.is_a(node, _ADD) or self.is_a(node, _MULTIPLY):
             tensors = node.args[:2] if len(node.args) >= 2 and not node.kwargs else ()
         elif self.is_a(node, _CONCATENATE):

@@ -7,7 +7,9 @@ with weights; `load` reads those, for these networks as for the user's own.
 
 from __future__ import annotations
 
+import functools
 from collections import OrderedDict
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal, final
@@ -24,14 +26,20 @@ def load(reference: str, weights: str | Path | None = None, folder: Path | None 
     """Return the network that `module:function` builds, with its weights, in evaluation mode.
 
     Args:
-        reference: the function, called without arguments; see `lowbit.files.resolve`.
+        reference: the function, called without arguments, see `lowbit.files.resolve`; or `hf:<folder or name>`, a model
+            of Hugging Face that is on this machine, see `lowbit.huggingface.load`.
         weights: a file for `lowbit.files.load_tensors`; without one the network keeps the weights it was built with.
         folder: where relative paths begin; the current folder by default.
 
     Raises:
         DataError: the function or the file cannot be used, or they do not fit each other to the last tensor.
     """
-    function = files.resolve(reference, folder)
+    if reference.startswith("hf:"):
+        from lowbit import huggingface
+
+        function: Callable[..., object] = functools.partial(huggingface.load, reference, folder)
+    else:
+        function = files.resolve(reference, folder)
     try:
         model = function()
     except LowbitError:

@@ -17,7 +17,7 @@ import fnmatch
 import hashlib
 import json
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -169,64 +169,96 @@ class _RecipeData(BaseModel):
 
 
 M = TypeVar("M", bound=BaseModel)
+Place = tuple[int | str, ...]
+Origin = Callable[[Place, str], tuple[Place, str]]  # of a place and a message: the place in the file, and what to add
 _MOST_VALUES = 100_000
 
 
-def validated(model: type[M], data: object, where: str) -> M:
+def validated(model: type[M], data: object, where: str, origin: Origin | None = None) -> M:
     """`data` as `model`, or a one-line error that names the path in the file and the nearest valid key.
+
+    `origin` says where in the file something stands that was copied from another place.
 
     Raises:
         RecipeError: `data` does not fit.
     """
-    _check_extent(data, where)
+    check_extent(data, where)
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        raise RecipeError(_told(error, model, where)[0]) from None
+        raise RecipeError(_told(error, model, data, where, origin)[0]) from None
 
 
-def problems(model: type[BaseModel], data: object, where: str) -> list[str]:
+def problems(model: type[BaseModel], data: object, where: str, origin: Origin | None = None) -> list[str]:
     """Every reason why `data` is no `model`, each as `validated` words it, the first one first; empty if it is one."""
     try:
-        _check_extent(data, where)
+        check_extent(data, where)
         model.model_validate(data)
     except ValidationError as error:
-        return _told(error, model, where)
+        return _told(error, model, data, where, origin)
     except RecipeError as error:
         return [str(error)]
     return []
 
 
-def _told(error: ValidationError, model: type[BaseModel], where: str) -> list[str]:
+def path_of(place: Place) -> str:
+    """A place in a file as it is written: ``variants[2].distill``."""
+    return "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in place).lstrip(".") or "the file"
+
+
+def _told(error: ValidationError, model: type[BaseModel], data: object, where: str, origin: Origin | None) -> list[str]:
     """One line for each mistake; misspelled keys come first."""
     found = error.errors(include_url=False)
     # a misspelled key is also a missing one: the spelling is what to mend
     unknown = [e for e in found if e["type"] == "extra_forbidden"]
-    near = {(*e["loc"][:-1], n) for e in unknown for n in _nearest(e["loc"][-1], model)}
+    near = {(*e["loc"][:-1], n) for e in unknown for n in _nearest(e["loc"], model)}
     # and a list whose items are wrong is also too short
     parts = {e["loc"][:i] for e in found for i in range(len(e["loc"]))}
     followed = {"missing": near, "too_short": parts}
     others = [e for e in found if e not in unknown and e["loc"] not in followed.get(e["type"], ())]
     lines = []
     for one in (*unknown, *others):
-        path = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in one["loc"]).lstrip(".") or "the file"
+        message = one["msg"].removeprefix("Value error, ")
+        place = _in_file(one["loc"], data, one["type"] in ("missing", "extra_forbidden"))
+        place, beside = origin(place, message) if origin else (place, "")
         if one["type"] == "extra_forbidden":
-            meant = _nearest(one["loc"][-1], model)
+            meant = _nearest(one["loc"], model)
             here = ", ".join(sorted(_keys_at(model, one["loc"][:-1])))
             hint = f"did you mean {meant[0]!r}?" if meant else f"known keys are {here}"
-            lines.append(f"{where}: {path}: unknown key; {hint}")
+            lines.append(f"{where}: {path_of(place)}: unknown key; {hint}")
             continue
-        message = one["msg"].removeprefix("Value error, ")
-        lines.append(f"{where}: {path}: {message}, got {reprlib.repr(one.get('input'))}")
-    return lines
+        lines.append(f"{where}: {path_of(place)}: {message}, got {reprlib.repr(one.get('input'))}{beside}")
+    return [*dict.fromkeys(lines)]
 
 
-def _nearest(key: int | str, model: type[BaseModel]) -> list[str]:
-    return difflib.get_close_matches(str(key), _keys(model), n=1)
+def _in_file(place: Place, data: object, names_a_key: bool) -> Place:
+    """The place as the file has it, without what only types have: one of several as a list of one, a part of a union.
+
+    With `names_a_key` the last part is a key, though it may not be there.
+    """
+    kept: list[int | str] = []
+    for i, part in enumerate(place):
+        if isinstance(data, dict):
+            if part in data or (names_a_key and i == len(place) - 1):
+                kept.append(part)
+                data = data.get(part)
+        elif isinstance(data, (list, tuple)) and isinstance(part, int):
+            kept.append(part)
+            data = data[part] if part < len(data) else None
+    return tuple(kept)
 
 
-def _check_extent(data: object, where: str) -> None:
-    """Refuse a file whose aliases (`*name`) multiply to more values than memory holds."""
+def _nearest(place: Place, model: type[BaseModel]) -> list[str]:
+    """The key nearest to the last one of a place, among those that can be there."""
+    return difflib.get_close_matches(str(place[-1]), sorted(_keys_at(model, place[:-1])), n=1)
+
+
+def check_extent(data: object, where: str) -> None:
+    """Refuse a file whose aliases (`*name`) multiply to more values than memory holds.
+
+    Raises:
+        RecipeError: they do.
+    """
     seen, waiting = 0, [data]
     while waiting:
         value = waiting.pop()
@@ -250,13 +282,3 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [model for part in getattr(annotation, "__args__", ()) for model in _models_in(part)]
-
-
-def _keys(model: type[BaseModel]) -> set[str]:
-    keys: set[str] = set()
-    for name, info in model.model_fields.items():
-        keys.add(name)
-        for part in (info.annotation, *getattr(info.annotation, "__args__", ())):
-            if isinstance(part, type) and issubclass(part, BaseModel):
-                keys |= _keys(part)
-    return keys

@@ -22,7 +22,8 @@ from lowbit.errors import TrainingWarning
 from lowbit.pilot import trained
 from lowbit.pilot.record import DistillationRow, Run, Trial, read
 from lowbit.pilot.run import run_pilot
-from lowbit.pilot.spec import DistillSpec, load_spec
+from lowbit.pilot.sections.training import DistillSpec
+from lowbit.pilot.spec import load_spec
 from lowbit.training.samples import Augment
 
 NETWORK = """

@@ -31,7 +31,8 @@ from lowbit.pilot import executor, factorized, trial
 from lowbit.pilot import run as run_module
 from lowbit.pilot.record import FactorizationRow, Run, Trial, read
 from lowbit.pilot.run import run_pilot
-from lowbit.pilot.spec import FactorizeSpec, load_recipe, load_spec
+from lowbit.pilot.sections.factorize import FactorizeSpec
+from lowbit.pilot.spec import load_recipe, load_spec
 from lowbit.report.figures import milliseconds
 from lowbit.report.page import render
 
@@ -207,7 +208,7 @@ def test_record_of_a_factorized_variant(undisturbed: tuple[Run, Path]) -> None:
 def test_recipe_says_what_became_of_each_layer(undisturbed: tuple[Run, Path]) -> None:
     run, folder = undisturbed
     path = folder / "variants/chains/recipe.yaml"
-    recipe, section, _ = load_recipe(path)
+    recipe, section, *_ = load_recipe(path)
     assert recipe == lb.Recipe.uniform("int4", "int8")
     assert section == FactorizeSpec(choices={"conv2": "2x", "conv3": "2x"}, norms=True, crop=1, compare=False, seed=0)
     assert files.read_yaml(path) == run.trials[1].recipe
@@ -287,7 +288,7 @@ def test_what_a_budget_chose_is_not_chosen_again(
     assert {one.choice for one in row.layers} <= {*choices}
     assert any(one.kind for one in row.layers)
     assert row.after.bops <= row.budgets["bops"]
-    _, section, _ = load_recipe(folder / "variants/chains/recipe.yaml")
+    _, section, *_ = load_recipe(folder / "variants/chains/recipe.yaml")
     assert section is not None
     assert section.choices == {one.name: one.choice for one in row.layers}
     assert (section.budget, section.layers, section.seed) == (None, None, 3)

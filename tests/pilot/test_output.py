@@ -31,7 +31,8 @@ from lowbit.pilot import compared as controls
 from lowbit.pilot import curved, trial
 from lowbit.pilot.record import ComparedRow, OutputRow, Run, Trial, read
 from lowbit.pilot.run import run_pilot
-from lowbit.pilot.spec import OutputSpec, load_recipe, load_spec
+from lowbit.pilot.sections.output import OutputSpec
+from lowbit.pilot.spec import load_recipe, load_spec
 from lowbit.post_training.segments import float_twin
 from lowbit.report.page import render
 from lowbit.training.loop import Fitting
@@ -212,7 +213,13 @@ def test_output_that_does_not_fit_is_one_line(output: dict[str, Any] | None, tol
         ),
         ({"variants": [{**FOLD, "distill": {"loss": "kl"}}]}, "by loss 'mse', and distill.loss is 'kl'"),
         ({"variants": [{**FOLD, "distill": {"temperature": 2}}]}, "which has no temperature"),
-        ({"kpi": {"metric": "accuracy", "minimum": 0.5}}, "kpi.metric is 'accuracy', of classes"),
+        (
+            {
+                "kpi": {"metric": "accuracy", "minimum": 0.5},
+                "variants": [{**FOLD, "output": {"path": "fold4", "labels": True}}],
+            },
+            "variant 'fold': output.labels takes targets from labels, and kpi.metric is 'accuracy', so labels are",
+        ),
     ],
 )
 def test_what_an_output_does_not_go_with(sections: dict[str, Any], told: str, tmp_path: Path) -> None:
@@ -505,7 +512,7 @@ def test_recipe_makes_the_same_file(
 ) -> None:
     run, folder = undisturbed
     home = folder / "variants" / name
-    recipe, _, output = load_recipe(home / "recipe.yaml")
+    recipe, _, output, _ = load_recipe(home / "recipe.yaml")
     assert recipe == lb.Recipe.uniform("int8", "int8")
     assert output is not None
     assert output.weights == {"fold": None, "snake": "weights.safetensors"}[name]

@@ -31,7 +31,8 @@ from lowbit.pilot import run as run_module
 from lowbit.pilot.measured import fingerprint
 from lowbit.pilot.record import Run, SearchRow, Trial, read
 from lowbit.pilot.run import run_pilot
-from lowbit.pilot.spec import SearchSpec, load_spec
+from lowbit.pilot.sections.search import SearchSpec
+from lowbit.pilot.spec import load_spec
 from lowbit.pilot.trial import Task
 from lowbit.report.page import render
 from lowbit.training import loop

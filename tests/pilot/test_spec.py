@@ -17,13 +17,17 @@ from pydantic import BaseModel
 
 import lowbit as lb
 from lowbit.allocation import Budget
+from lowbit.batches import without_labels
 from lowbit.data import Preprocess, from_arrays
 from lowbit.methods.distillation.run import distill
 from lowbit.methods.factorization.choices import CHOICES
 from lowbit.methods.factorization.run import factorize
 from lowbit.methods.search.run import search
 from lowbit.methods.search.space import SPACES
-from lowbit.pilot.spec import DistillSpec, FactorizeSpec, PilotSpec, PreprocessSpec, SearchSpec, load_spec
+from lowbit.pilot.sections.factorize import FactorizeSpec
+from lowbit.pilot.sections.search import SearchSpec
+from lowbit.pilot.sections.training import DistillSpec
+from lowbit.pilot.spec import PilotSpec, PreprocessSpec, load_spec
 from lowbit.training.loop import Fitting
 
 VALID: dict[str, Any] = {
@@ -249,7 +253,9 @@ def test_crop_and_flip_become_an_augmentation() -> None:
 def test_black_pixel_after_preprocessing(preprocess: dict[str, Any], black: tuple[float, ...]) -> None:
     assert PreprocessSpec.model_validate(preprocess).black() == black
     if "scale" not in preprocess:
-        prepared = next(iter(from_arrays(np.zeros((1, 2, 3, 3)), preprocess=Preprocess(**preprocess)).batches(1)))[0]
+        data = from_arrays(np.zeros((1, 2, 3, 3)), preprocess=Preprocess(**preprocess))
+        prepared = without_labels(next(iter(data.batches(1))))
+        assert isinstance(prepared, torch.Tensor)
         assert prepared[0, :, 0, 0].tolist() == [*(black * 2)[:2]] or not black
 
 
@@ -266,7 +272,7 @@ def test_black_pixel_after_preprocessing(preprocess: dict[str, Any], black: tupl
         (("data", "trian"), "data.trian", "'train'"),
         (("variants", 3, "distill", "epoch"), "variants[3].distill.epoch", "'epochs'"),
         (("variants", 4, "search", "choice"), "variants[4].search.choice", "'choices'"),
-        (("variants", 4, "search", "budget", "liek"), "variants[4].search.budget[0].liek", "'like'"),
+        (("variants", 4, "search", "budget", "liek"), "variants[4].search.budget.liek", "'like'"),
         (("variants", 5, "factorize", "choice"), "variants[5].factorize.choice", "'choices'"),
     ],
 )
@@ -370,15 +376,15 @@ def test_key_unlike_any_other_lists_the_known_ones(tmp_path: Path) -> None:
                 ("choices", 4, ".choices: Input should be a valid tuple"),
                 ("budget", [], ".budget: Value should have at least 1 item"),
                 ("budget", 3, ".budget: Input should be a valid tuple"),
-                ("budget", {}, ".budget[0]: budget bops: give either most, a figure, or like, the name of a choice"),
-                ("budget", {"most": 1e9, "like": "int4"}, ".budget[0]: budget bops: give either most, a figure, or"),
-                ("budget", {"most": -1}, ".budget[0].most: Input should be greater than 0"),
+                ("budget", {}, ".budget: budget bops: give either most, a figure, or like, the name of a choice"),
+                ("budget", {"most": 1e9, "like": "int4"}, ".budget: budget bops: give either most, a figure, or"),
+                ("budget", {"most": -1}, ".budget.most: Input should be greater than 0"),
                 (
                     "budget",
                     {"cost": "joules", "most": 1},
-                    ".budget[0].cost: Input should be 'bops', 'bytes', 'latency'",
+                    ".budget.cost: Input should be 'bops', 'bytes', 'latency'",
                 ),
-                ("budget", {"most": 1e9, "share": 2}, ".budget[0]: share is of like, and most is a figure; give one"),
+                ("budget", {"most": 1e9, "share": 2}, ".budget: share is of like, and most is a figure; give one"),
                 (
                     "budget",
                     [{"most": 1e9}, {"like": "int5"}],
@@ -388,7 +394,7 @@ def test_key_unlike_any_other_lists_the_known_ones(tmp_path: Path) -> None:
                 (
                     "granularity",
                     "(",
-                    ".granularity[0]: missing ), unterminated subpattern at position 0; expected 'lay",
+                    ".granularity: missing ), unterminated subpattern at position 0; expected 'lay",
                 ),
                 ("sensitivity", "hessian", ".sensitivity: Input should be 'loss' or 'fisher'"),
                 ("explore", 0, ".explore: Input should be greater than 0"),

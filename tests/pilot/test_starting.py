@@ -140,6 +140,23 @@ def test_kpi_of_classes_is_the_accuracy_less_a_point(here: Path) -> None:
     assert "No --test was given" in text
 
 
+def test_what_is_commented_out_can_be_used(here: Path) -> None:
+    """Keys with a comment behind them, uncommented; the file still loads, and says what they say."""
+    start("nets.py:backwards", given("d.npz", rows(40)), here / "pilot.yaml")
+    text = (here / "pilot.yaml").read_text()
+    assert "kpi: {metric: agreement, minimum: 0.9800}    # tolerance: 0.02" in text
+    keys = ("budgets:", "  size:", "  bops:", "  latency:", "seeds:", "defaults:", "  activations:")
+    for key in keys:
+        assert text.count(f"\n# {key}") == 1
+        text = text.replace(f"\n# {key}", f"\n{key}")
+    (here / "pilot.yaml").write_text(text.replace("\nseed: 0", ""))
+    spec = load_spec(here / "pilot.yaml")
+    assert spec.budgets is not None
+    assert (spec.budgets.size, spec.budgets.bops, spec.budgets.latency) == (200_000, 40e6, 2.5)
+    assert spec.seeds == (0, 1, 2)
+    assert {variant.activations for variant in spec.variants} >= {"int8"}
+
+
 def test_first_and_last_layer_are_those_called_first_and_last(here: Path) -> None:
     start("nets.py:backwards", given("d.npz", rows(40)), here / "pilot.yaml")
     spec, text = written(here / "pilot.yaml")
@@ -168,6 +185,7 @@ def test_regression_gets_r2_and_outputs_on_a_path(here: Path) -> None:
     unexplained = float((noise**2).sum() / ((targets - targets.mean(0)) ** 2).sum())
     assert spec.kpi.metric == "r2"
     assert spec.kpi.minimum == pytest.approx(1 - 1.1 * unexplained, abs=1e-3)
+    assert spec.kpi.minimum is not None
     assert spec.kpi.minimum < 1 - unexplained
     assert {"fold", "curve", "w4a4-distilled", "mixed"} - {v.name for v in spec.variants} == {"mixed"}  # three layers
     assert [v.output.path for v in spec.variants if v.output] == ["fold4", "auto"]

@@ -10,7 +10,7 @@ import pytest
 
 from lowbit.errors import DataError
 from lowbit.pilot import statistics
-from lowbit.pilot.record import Kpi, Score, Verdict
+from lowbit.pilot.record import CheckRow, Kpi, Limits, Score, Trial, Verdict
 
 
 def one_hot(classes: list[int], count: int = 3) -> np.ndarray:
@@ -157,7 +157,9 @@ def test_r2_difference_is_paired() -> None:
     ],
 )
 def test_verdict(low: float, high: float, minimum: float, expected: Verdict) -> None:
-    assert statistics.verdict(Score((low + high) / 2, low, high, 100), Kpi("accuracy", minimum)) == expected
+    score = Score((low + high) / 2, low, high, 100)
+    (row,) = statistics.checks(Trial("w8", {}, "", "misses", score=score), Kpi("accuracy", minimum), Limits())
+    assert row == CheckRow("minimum", minimum, score.value, low, high, expected)
 
 
 # What is refused
@@ -177,7 +179,9 @@ def test_metric_without_labels_is_refused_before_anything_runs(metric: str) -> N
 
 
 def test_metric_that_does_not_exist() -> None:
-    with pytest.raises(DataError, match=r"'acuracy' is unknown; expected accuracy, agreement, r2 or module:function"):
+    with pytest.raises(
+        DataError, match="'acuracy' is unknown; expected accuracy, agreement, r2, cosine or"
+    ):
         statistics.check_metric("acuracy", np.zeros(1))
     with pytest.raises(DataError, match=r"reference 'numpy:nothing': 'numpy' has no 'nothing'"):
         statistics.check_metric("numpy:nothing", np.zeros(1))
@@ -243,3 +247,34 @@ def test_own_metric_is_found_beside_the_pilot_file(folder: Path) -> None:
 )
 def test_own_metric_that_fails(folder: Path, name: str, told: str) -> None:
     assert told in refusal(f"metrics.py:{name}", one_hot([0, 1, 2]), np.zeros(3), folder)
+
+
+# One output, and embeddings
+
+
+def test_a_single_output_is_a_logit_or_a_probability() -> None:
+    logits = np.array([[-2.0], [-0.1], [0.1], [3.0]], dtype=np.float32)
+    sigmoid = 1 / (1 + np.exp(-logits))
+    assert statistics.predictions(logits).tolist() == [False, False, True, True]
+    assert statistics.predictions(sigmoid).tolist() == [False, False, True, True]
+    below = np.array([[0.2], [0.3]], dtype=np.float32)  # beside logits, these are logits
+    assert statistics.predictions(below).tolist() == [False, False]
+    assert statistics.predictions(below, logits).tolist() == [True, True]
+    flipped = statistics.score("agreement", sigmoid[::-1], None, sigmoid, 0)
+    assert flipped.value == 0
+
+
+def test_cosine_is_the_mean_over_samples() -> None:
+    reference = np.array([[1.0, 0.0], [0.0, 2.0], [1.0, 1.0]], dtype=np.float32)
+    outputs = np.array([[3.0, 0.0], [2.0, 0.0], [1.0, 0.0]], dtype=np.float32)
+    found = statistics.score("cosine", outputs, None, reference, 0)
+    assert found.value == pytest.approx((1 + 0 + 2**-0.5) / 3)
+    assert found.low < found.value < found.high
+    assert found == statistics.score("cosine", 5 * outputs, None, reference, 0)
+    lost = statistics.difference("cosine", outputs, None, reference, 0)
+    assert lost.value == pytest.approx(found.value - 1)
+    same = statistics.difference("cosine", outputs, None, reference, 0, baseline=outputs)
+    assert (same.value, same.low, same.high) == (0, 0, 0)
+    statistics.check_metric("cosine", None)
+    with pytest.raises(DataError, match=r"cosine: got outputs \[3, 2\], the float model has \[3, 1\]"):
+        statistics.score("cosine", outputs, None, reference[:, :1], 0)

@@ -6,8 +6,7 @@ import json
 import math
 import re
 import shlex
-from dataclasses import asdict, fields, is_dataclass, replace
-from html.parser import HTMLParser
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import typer
+from pages import HOSTILE, Outline, hostile
 
 from lowbit.cli import studies
 from lowbit.errors import RecipeError
@@ -29,8 +29,6 @@ from lowbit.pilot.features import (
     StorageRow,
 )
 from lowbit.report.features import change, interval, render, share, took
-
-HOSTILE = "<script>alert(1)</script><!-- & \"quoted\" 'it' \u2028 {{ 7*7 }}"
 
 
 def judged(code: Any, gain: float, half: float, outcome: str, *, recommended: bool = False) -> JudgedRow:
@@ -155,42 +153,6 @@ STUDY = FeatureStudy(
 )
 
 
-class Outline(HTMLParser):
-    """What a page holds: its elements with their attributes, its text, and the text of its scripts."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str]]] = []
-        self.texts: list[str] = []
-        self.scripts: list[str] = []
-        self.comments: list[str] = []
-        self.inside = ""
-        self.feed(html)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, {key: value or "" for key, value in attrs}))
-        self.inside = tag
-
-    def handle_endtag(self, tag: str) -> None:
-        self.inside = ""
-
-    def handle_comment(self, data: str) -> None:
-        self.comments.append(data)
-
-    def handle_data(self, data: str) -> None:
-        if self.inside == "script":
-            self.scripts.append(data)
-        elif self.inside != "style":
-            self.texts.append(data)
-
-    @property
-    def text(self) -> str:
-        return " ".join(" ".join(self.texts).split())
-
-    def all(self, tag: str) -> list[dict[str, str]]:
-        return [attributes for name, attributes in self.elements if name == tag]
-
-
 MADE = replace(
     STUDY,
     name="digits",
@@ -229,8 +191,8 @@ def outline(html: str) -> Outline:
         "41 of 64 features have heavy tails.",
         "2 features one by one; 1,062 more that tell less are not listed",
         "Sorted by the largest correlation with the class that a feature or its codes have.",
-        "pixel 12 0.80 0.70 0.95 −0.56 0.80 1.69 1,234.50 0.61 −1.2 14 % ternary codes do better at −1.69.",
-        "0.50 0.50 0.50 0.00 0.50 0.00 0.50 0.00 – 100 % has one value only.",
+        "pixel 12 0.80 0.70 0.95 0.67 1.51 30 % 20 % −0.56 0.80 1.69 1,234.50 0.61 −1.2 14 % ternary codes do better",
+        "0.50 0.50 0.50 – – 100 % 100 % 0.00 0.50 0.00 0.50 0.00 – 100 % has one value only.",
         'trace = lb.FeatureTrace.load("ternary.json") codes = trace.quantizer().transform(x)',
         "from the folder that the command above was typed in: lowbit features drift runs/features-digits/binary.json "
         "NEW_DATA --model 'my net.py:build' --layer blocks.2 --pool none lowbit features drift runs/features-digits",
@@ -571,24 +533,13 @@ def test_the_record_in_the_page_is_the_study(outline: Outline) -> None:
     assert not set("<>&\u2028\u2029") & set("".join(outline.scripts))
 
 
-def hostile(value: Any, name: str = "") -> Any:
-    """The study with every text replaced, but for codes and outcomes, which are ours."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return type(value)(**{field.name: hostile(getattr(value, field.name), field.name) for field in fields(value)})
-    if isinstance(value, dict):
-        return {hostile(key): hostile(part) for key, part in value.items()}
-    if isinstance(value, tuple):
-        return tuple(hostile(part) for part in value)
-    return HOSTILE if isinstance(value, str) and name not in ("code", "outcome") else value
-
-
 def shapes(outline: Outline) -> set[tuple[str, str]]:
     """Every element with each of its attributes."""
     return {(tag, name) for tag, attributes in outline.elements for name in (*attributes, "")}
 
 
 def test_no_text_from_outside_becomes_markup(html: str, outline: Outline) -> None:
-    study = hostile(STUDY)
+    study = hostile(STUDY, ("code", "outcome"))
     found = Outline(render(replace(study, command=HOSTILE)))
     assert shapes(found) == shapes(outline)
     assert len(found.all("script")) == 1

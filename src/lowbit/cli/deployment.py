@@ -40,15 +40,16 @@ def apply(
     --data calibration.npz
     """
     from lowbit import models
+    from lowbit.batches import on_accelerator, without_labels
     from lowbit.export.onnx import MANIFEST, export_onnx
     from lowbit.export.verify import verify as check
-    from lowbit.pilot import curved
+    from lowbit.pilot import coded, curved
     from lowbit.pilot.factorized import student_of
     from lowbit.pilot.spec import load_recipe
     from lowbit.post_training.levels import post_train
     from lowbit.quantization import coverage
 
-    checked, (read, chains, output) = runtime_named(runtime), load_recipe(recipe)
+    checked, (read, chains, output, features) = runtime_named(runtime), load_recipe(recipe)
     out.mkdir(parents=True, exist_ok=True)
     network = models.load(model, weights, Path.cwd())
     spec, base = data_spec(data)
@@ -56,6 +57,9 @@ def apply(
     if spec.limit is None and len(samples) > limit:
         samples = samples.take(limit, seed)
     batches = samples.batches(max(1, min(100, len(samples) // 8)))
+    if features is not None:
+        network = coded.again(network, features, recipe.parent, next(iter(samples.batches(2))))
+        typer.echo(f"features: codes and head from {features.weights}")
     if output is not None:
         curve = curved.again(network, output, recipe.parent)
         student, did = post_train(curve.model, read, batches, level=cast("Level", level), seed=seed)
@@ -64,12 +68,15 @@ def apply(
         typer.echo(f"output: {output.path}, {from_file}")
         typer.echo(f"level {level}: {curved.in_points(did)}")
     elif chains is None:
-        student, did = post_train(network, read, batches, level=cast("Level", level), seed=seed)
+        with on_accelerator(network):
+            student, did = post_train(network, read, batches, level=cast("Level", level), seed=seed)
+        student = student.cpu()
         typer.echo(f"level {level}: {did}")
     else:
         student, found = student_of(network, read, chains, batches, spec.preprocess.black(), seed=seed)
         typer.echo(str(found))
-    example = next(iter(samples.batches(2)))[0]
+    student = coded.ended(student) if features is not None else student
+    example = without_labels(next(iter(samples.batches(2))))
     provenance = {
         "seed": seed,
         "calibration_data": samples.hash,

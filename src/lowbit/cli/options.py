@@ -19,6 +19,7 @@ Out = Annotated[Path | None, typer.Option("--out", help="Folder to write; defaul
 Jobs = Annotated[int, typer.Option("--jobs", min=1, help="Variants at once, each in a process of its own.")]
 Runtime = Annotated[str, typer.Option("--runtime", help="onnxruntime or openvino.")]
 DataOption = Annotated[str | None, typer.Option("--data", help=DATA)]
+Language = Annotated[str, typer.Option("--language", help="Of the page: en or ja.")]
 Weights = Annotated[Path | None, typer.Option("--weights", help="safetensors, or a state dict in .pt or .npz.")]
 
 
@@ -62,6 +63,15 @@ def runtime_named(name: str) -> Any:
     """The name, if it is a runtime's."""
     if name not in ("onnxruntime", "openvino"):
         raise RecipeError(f"--runtime {name!r} is unknown; expected onnxruntime or openvino")
+    return name
+
+
+def language_named(name: str) -> str:
+    """The name, if pages can be written in that language."""
+    from lowbit.report.language import LANGUAGES
+
+    if name not in LANGUAGES:
+        raise RecipeError(f"--language {name!r} is unknown; expected {' or '.join(LANGUAGES)}")
     return name
 
 

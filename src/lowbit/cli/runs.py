@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lowbit.cli.options import DATA, Jobs, Out, Weights, data_spec, resumable
+from lowbit.cli.options import DATA, Jobs, Language, Out, Weights, data_spec, language_named, resumable
 from lowbit.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from lowbit.pilot.spec import PilotSpec
 
 
-def demo(out: Out = None) -> None:
+def demo(out: Out = None, language: Language = "en") -> None:
     """Run the main job on data and a model that come with the package, in about a minute, offline.
 
     Trains a small convolutional network on scikit-learn's digits, makes int8, int4, 4-bit float and ternary variants,
@@ -23,11 +23,12 @@ def demo(out: Out = None) -> None:
     """
     from lowbit import demo as example
 
+    language_named(language)
     folder = out or Path("runs", example.PILOT.name)
     if not (folder / "weights.safetensors").exists():
         typer.echo("training a small network on digits, then measuring it and five low-bit variants ...")
     example.trained_weights(folder / "weights.safetensors")
-    _pilot(example.PILOT, folder, folder, jobs=1)
+    _pilot(example.PILOT, folder, folder, jobs=1, language=language)
 
 
 def pilot(
@@ -54,6 +55,7 @@ def pilot(
     weights: Weights = None,
     data: Annotated[str | None, typer.Option("--data", help=f"With --init, for calibration: {DATA}")] = None,
     test: Annotated[str | None, typer.Option("--test", help="With --init, to report on: as --data.")] = None,
+    language: Language = "en",
 ) -> None:
     """Measure every variant of a pilot file on your model and data, and write one report.
 
@@ -68,6 +70,7 @@ def pilot(
     """
     from lowbit.pilot.spec import load_spec
 
+    language_named(language)
     if init:
         _init(file, out, model, weights, data, test, plan)
         return
@@ -80,9 +83,10 @@ def pilot(
         _plan(file, out, jobs)
         return
     spec = load_spec(file)
-    run = _pilot(spec, out or Path("runs", spec.name), file.resolve().parent, jobs, cluster)
+    run = _pilot(spec, out or Path("runs", spec.name), file.resolve().parent, jobs, cluster, language)
     variants = [trial for trial in run.trials if trial.recipe]
-    if any(t.verdict == "failed" for t in variants) or not any(t.verdict == "meets" for t in variants):
+    failed = any(t.verdict == "failed" or any(one.error for one in t.repeats) for t in variants)
+    if failed or not any(t.verdict == "meets" for t in variants):
         raise typer.Exit(1)
 
 
@@ -120,7 +124,9 @@ def _plan(file: Path, out: Path | None, jobs: int) -> None:
         raise
 
 
-def _pilot(spec: PilotSpec, folder: Path, base: Path, jobs: int, cluster: str | None = None) -> Run:
+def _pilot(
+    spec: PilotSpec, folder: Path, base: Path, jobs: int, cluster: str | None = None, language: str = "en"
+) -> Run:
     from lowbit import files, models
     from lowbit.pilot import executor
     from lowbit.pilot.run import run_pilot
@@ -138,7 +144,7 @@ def _pilot(spec: PilotSpec, folder: Path, base: Path, jobs: int, cluster: str | 
         run = run_pilot(
             spec, model, calibration, test, folder, base=base, jobs=jobs, say=typer.echo, provenance=provenance
         )
-    files.write_text(folder / "report.html", render(run))
+    files.write_text(folder / "report.html", render(run, language=language))
     _show_run(run)
     typer.echo(f"\nreport: {(folder / 'report.html').resolve()}")
     return run
@@ -150,7 +156,7 @@ def _show_run(run: Run) -> None:
 
     from lowbit.report import figures
 
-    typer.echo(f"\n{run.name}: {run.kpi.metric} >= {run.kpi.minimum:g}")
+    typer.echo(f"\n{run.name}: {run.kpi}")
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))  # fits in 80 columns
     for column in ("variant", "verdict"):
         table.add_column(column, overflow="fold")
@@ -176,3 +182,13 @@ def _show_run(run: Run) -> None:
     for trial in run.trials:
         if trial.error:
             typer.echo(f"{trial.name} failed: {trial.error}")
+        for one in trial.repeats:
+            if one.error:
+                typer.echo(f"{trial.name}, seed {one.seed}, failed: {one.error}")
+        for check in trial.checks if len(trial.checks) > 1 else ():
+            if check.verdict != "meets":
+                wanted = "at least" if check.what in ("minimum", "tolerance") else "at most"
+                typer.echo(
+                    f"{trial.name}: {check.what} {check.verdict}: {check.value:.6g} ({check.low:.6g} to "
+                    f"{check.high:.6g}), {wanted} {check.limit:.6g} is asked"
+                )

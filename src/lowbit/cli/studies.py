@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, cast, get_args
 
 import typer
 
-from lowbit.cli.options import DATA, Weights, data_spec, resumable
+from lowbit.cli.options import DATA, Language, Weights, data_spec, language_named, resumable
 from lowbit.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ def sweep(
     margin: Annotated[float, typer.Option("--margin", help="Change in accuracy that does not matter, a share.")] = 0.01,
     seed: Annotated[int, typer.Option("--seed", help="Of the sample and the splits.")] = 0,
     jobs: Annotated[int, typer.Option("--jobs", min=1, help="Splits at once.")] = 1,
+    language: Language = "en",
 ) -> None:
     """Sweep thresholds of binary and ternary codes of features, and say for which classifier they are worth it.
 
@@ -69,6 +70,7 @@ def sweep(
     from lowbit.pilot.features import study
     from lowbit.report.features import render
 
+    language_named(language)
     network, samples = _features(data, inputs, labels, model, weights, layer, pool, seed)
     name = _named(data)
     folder = out or Path("runs", f"features-{name}")
@@ -89,7 +91,7 @@ def sweep(
             command=shlex.join(["lowbit", *sys.argv[1:]]),
             say=typer.echo,
         )
-    files.write_text(folder / "report.html", render(found))
+    files.write_text(folder / "report.html", render(found, language=language))
     _show_study(found)
     typer.echo(f"\nreport: {(folder / 'report.html').resolve()}")
 

@@ -5,26 +5,45 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from lowbit.batches import Batch, inputs_of
+from lowbit.errors import DataError
 from lowbit.export.runtime import Array, Session, arrays
 
 _READ_CODES = ("DequantizeLinear", "Cast")  # a cast where codes are what is wanted, as in a table
 
 
-def predictions(output: Array) -> Array:
-    """The predicted class of each sample: the largest of its outputs, or the sign of a single one; `[n]`."""
-    rows = output.reshape(len(output), -1).astype(np.float32)
-    return rows.argmax(1) if rows.shape[1] > 1 else rows[:, 0] > 0
+def predictions(outputs: np.ndarray[Any, Any], like: np.ndarray[Any, Any] | None = None) -> np.ndarray[Any, Any]:
+    """The predicted class of each sample, `[N]`: the largest of its outputs, or whether a single one is large.
+
+    A single output is a logit, large above 0, or a probability, large above 0.5: a probability if all lie in [0, 1],
+    where the sign would tell nothing. `like` are the outputs that this is read from, those themselves by default: give
+    the reference's where two are compared, so that both are read alike.
+    """
+    rows = outputs.reshape(len(outputs), -1).astype(np.float32)
+    if rows.shape[1] > 1:
+        return np.asarray(rows.argmax(1))
+    known = outputs if like is None else like
+    probability = bool(((known >= 0) & (known <= 1)).all())
+    return np.asarray(rows[:, 0] > (0.5 if probability else 0.0))
 
 
 def feed_of(batch: Batch, session: Session) -> dict[str, Array]:
-    """What a session is fed with for a batch, by the names of its inputs."""
+    """What a session is fed with for a batch, by the names of its inputs; a dict's others are left out.
+
+    Raises:
+        DataError: an input is missing, or the file takes several and the batch is a single tensor.
+    """
     args, kwargs = inputs_of(batch)
+    missing = [name for name in session.inputs if kwargs and name not in kwargs]
+    if missing or (args and len(args) != len(session.inputs)):
+        got = ", ".join(kwargs) or "a single tensor"
+        raise DataError(f"the file takes inputs {', '.join(session.inputs)}, the data has {got}; name the same")
     if kwargs:
         return {name: np.ascontiguousarray(kwargs[name].cpu().numpy()) for name in session.inputs}
     return arrays([a.cpu().numpy() for a in args], session.inputs)

@@ -33,12 +33,13 @@ from pydantic import TypeAdapter
 from torch import nn
 
 from lowbit import files
-from lowbit.batches import Batch, Batches, inputs_of
+from lowbit.batches import Batch, Batches
 from lowbit.costs import MeasuredCosts
 from lowbit.errors import CalibrationError, DataError, ExportError, LayerError, LowbitError, RecipeError
+from lowbit.export.codes import feed_of
 from lowbit.export.onnx import export_onnx
 from lowbit.export.owners import Parts
-from lowbit.export.runtime import Array, RuntimeName, Session, arrays, open_session
+from lowbit.export.runtime import Array, RuntimeName, Session, open_session
 from lowbit.export.tables import about_of, keep, kept, operations_of, shapes_of, structure_of, versions
 from lowbit.layers import weighted_layers
 from lowbit.progress import track
@@ -195,7 +196,7 @@ class _Files:
             calibrate(student, batches, progress=False)
         export_onnx(student, path, self.example, opset=self.opset)
         session = open_session(path, runtime=self.runtime, threads=self.threads)
-        feed = _feed(self.example, session)
+        feed = feed_of(self.example, session)
         try:
             session.run(feed)
         except Exception as error:  # runtimes raise their own types, and bare RuntimeError
@@ -223,12 +224,6 @@ class _Files:
             choice: open_session(file.path, runtime=self.runtime, threads=self.threads, profile=self.folder)
             for choice, file in self.files.items()
         }
-
-
-def _feed(example: Batch, session: Session) -> dict[str, Array]:
-    args, kwargs = inputs_of(example)
-    tensors = [kwargs[name] for name in session.inputs] if kwargs else args
-    return arrays([tensor.detach().cpu().numpy() for tensor in tensors], session.inputs)
 
 
 # Times
@@ -358,7 +353,7 @@ def check_additivity(
             raise DataError(f"the table is for {what} {costs.about[what]!r}, here it is {here!r}; measure again")
     paths = {"": path, **(beside or {})}
     sessions = {choice: open_session(one, runtime=runtime, threads=threads) for choice, one in paths.items()}
-    feeds = {choice: _feed(example, session) for choice, session in sessions.items()}
+    feeds = {choice: feed_of(example, session) for choice, session in sessions.items()}
     _take_turn(sessions, feeds)
     turns = [_take_turn(sessions, feeds) for _ in track(range(math.ceil(repeats / _TURN)), "time", show=progress)]
     measured = {choice: float(np.median([turn[choice] for turn in turns])) for choice in paths}

@@ -371,7 +371,7 @@ class _Rewrite:
             self.pool(node)
             return
         self.finish_layer(node)
-        self.nodes.append(node)
+        self.nodes.append(self.unfused(node) if node.op_type == "Relu" else node)
         if node.op_type in _MOVES and node.input[0] in self.pairs and node.output[0] not in self.outputs:
             moved = node.output[0]
             self.renamed[moved] = self.activation(self.pairs[node.input[0]], moved)
@@ -446,6 +446,21 @@ class _Rewrite:
             limits = [self.constant(f"{x}.{e}", np.float32(v)) for e, v in (("lowest", -3.4e38), ("highest", 3.4e38))]
             self.guards[x] = self.emit("Clip", [x, *limits], f"{x}.guard")
         return self.guards.get(x, x)
+
+    def unfused(self, relu: onnx.NodeProto) -> onnx.NodeProto:
+        """A ReLU between an integer Gemm and one float operation as Max(x, 0), which is the same; any other as it is.
+
+        ONNX Runtime would make one float node of Gemm and ReLU, or of Gemm and Clip, before it looks for integers.
+        """
+        readers = self.readers.get(relu.output[0], [])
+        gemm = next((n for n in reversed(self.nodes) if relu.input[0] in n.output), None)
+        if gemm is None or gemm.op_type != "Gemm" or len(readers) != 1 or readers[0].domain == DOMAIN:
+            return relu
+        layer = self.weights.get(gemm.input[1])
+        if relu.output[0] in self.outputs or layer is None or not self.on_integers(layer, gemm):
+            return relu
+        zero = self.constant(f"{relu.output[0]}.zero", np.float32(0))
+        return helper.make_node("Max", [relu.input[0], zero], relu.output, name=relu.name)
 
     def over_image(self, node: onnx.NodeProto) -> bool:
         axes = self.initializers.get(node.input[1]) if len(node.input) > 1 else None

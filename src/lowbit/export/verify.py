@@ -78,9 +78,9 @@ class Verification:
     """How a file ran: `tensors` in the order of the graph; `layers` maps each layer to the kernel that really ran.
 
     `stayed_float` lists layers that do not run on integers, each with the reason. `same_prediction` compares the
-    largest output of each sample (the sign, for a single output). `mean_output_difference` is what the stretch behind
-    the last codes adds, in 1/256 of the outputs' range. `obstacles` say why the file is not faster,
-    and `unlike_calibration` how inputs differ from those that calibrated.
+    largest output of each sample, a single one as `lowbit.export.codes.predictions` reads it. `mean_output_difference`
+    is what the stretch behind the last codes adds, in 1/256 of the outputs' range. `obstacles` say why the file is not
+    faster, and `unlike_calibration` how inputs differ from those that calibrated.
     """
 
     runtime: str
@@ -212,7 +212,7 @@ def _verify(
             in_float = got if float_blocks is plain else float_blocks.run(feed)[0]
             unread.add(in_float, by_tensor[plain.outputs[0]])
             blocks.add(got, in_float)
-            same += int((predictions(got) == predictions(want)).sum())
+            same += int((predictions(got, want) == predictions(want)).sum())
             largest = max(largest, float(np.abs(got.astype(np.float64) - want.astype(np.float64)).max()))
             samples += size_of(batch)
             if kept and reference is None:

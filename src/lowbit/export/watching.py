@@ -199,7 +199,8 @@ def watch(
             output = by_tensor[session.outputs[0]]
             profiler.add(batch, {name: by_tensor[tensor] for name, tensor in profiler.names.items()}, output)
             if beside is not None:
-                same += int((predictions(output) == predictions(ran(beside, batch)[0])).sum())
+                wanted = ran(beside, batch)[0]
+                same += int((predictions(output, wanted) == predictions(wanted)).sum())
     samples = len(profiler.margins())
     checks = [*_inputs(known, profiler), *_tensors(known, profiler, Wiring(graph)), *_outputs(known, profiler)]
     if beside is not None and known.agreement is not None:

@@ -27,7 +27,7 @@ from lowbit.pilot.trained import OUTPUT, WEIGHTS, prepared, warnings_kept
 from lowbit.post_training.levels import PostTraining
 
 if TYPE_CHECKING:
-    from lowbit.pilot.spec import CurveSpec, MadeOutputSpec
+    from lowbit.pilot.sections.output import CurveSpec, MadeOutputSpec
     from lowbit.pilot.trial import Samples, Task
 
 _MEASURED = 16  # batches that a path is chosen by

@@ -34,7 +34,7 @@ from lowbit.pilot.trained import finite, prepared
 from lowbit.recipe import Recipe
 
 if TYPE_CHECKING:
-    from lowbit.pilot.spec import FactorizeSpec
+    from lowbit.pilot.sections.factorize import FactorizeSpec
     from lowbit.pilot.trial import Task
 
 

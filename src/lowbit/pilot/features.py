@@ -24,6 +24,7 @@ from threadpoolctl import threadpool_limits
 from torch import nn
 
 from lowbit import __version__, files
+from lowbit.batches import labels_of, without_labels
 from lowbit.data import Data
 from lowbit.errors import DataError, FeatureError
 from lowbit.methods.discrimination.checklist import FeatureCheck, applicability, check_features
@@ -325,7 +326,10 @@ def feature_chunks(
     if model is not None:
         yield from layer_features(model, layer, data.batches(min(ROWS, 256)), pool=pool)
         return
-    for inputs, labels in data.batches(ROWS):
+    for batch in data.batches(ROWS):
+        inputs, labels = without_labels(batch), labels_of(batch)
+        if isinstance(inputs, dict):
+            raise DataError(f"data '{data.name}' has several inputs ({', '.join(inputs)}); name one with `inputs:`")
         yield inputs.flatten(1).numpy(), None if labels is None else labels.numpy()
 
 

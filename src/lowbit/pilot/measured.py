@@ -14,7 +14,7 @@ from lowbit.costs import MeasuredCosts
 from lowbit.recipe import Recipe
 
 if TYPE_CHECKING:
-    from lowbit.pilot.spec import BudgetSpec
+    from lowbit.pilot.sections.search import BudgetSpec
     from lowbit.pilot.trial import Task
 
 

@@ -134,59 +134,70 @@ def run_file(path: Path, data: Data, *, runtime: RuntimeName = "onnxruntime", pr
         ExportError: it is no ONNX file, or the runtime cannot load it.
         DataError: it does not take the data, or does not return a row a sample.
     """
-    from lowbit.export.runtime import arrays, open_session
+    from lowbit.batches import resized, shapes_of, size_of
+    from lowbit.export.codes import feed_of
+    from lowbit.export.runtime import open_session
     from lowbit.progress import track
 
     session = open_session(path, runtime=runtime)
-    size, number = _input(path, session, data)
+    size, numbers = _inputs(path, session, data)
     rows = []
-    for inputs, _ in track(data.batches(size or _BATCH), f"run {path.name}", show=progress):
-        given, count = inputs.numpy().astype(number), len(inputs)
-        if size and count < size:
-            given = np.concatenate([given, np.repeat(given[:1], size - count, axis=0)])
+    for batch in track(data.batches(size or _BATCH), f"run {path.name}", show=progress):
+        count = size_of(batch)
+        filled = resized(batch, size) if size else batch
+        given = {name: array.astype(numbers[name]) for name, array in feed_of(filled, session).items()}
         try:
-            output = session.run(arrays([given], session.inputs))[0]
+            output = session.run(given)[0]
         except LowbitError:
             raise
         except Exception as error:  # runtimes raise their own types, and bare RuntimeError
             raise DataError(
-                f"'{path}' does not take inputs of shape {list(given.shape)} ({files.one_line(error)}); correct the "
-                "data or its preprocessing"
+                f"'{path}' does not take samples of {shapes_of(batch)} ({files.one_line(error)}); correct the data or "
+                "its preprocessing"
             ) from error
-        if output.ndim == 0 or len(output) != len(given):
+        if output.ndim == 0 or len(output) != (size or count):
             raise DataError(
-                f"'{path}' returns {list(output.shape)} for {len(given)} samples, expected a row a sample in its first "
-                "output; export it so"
+                f"'{path}' returns {list(output.shape)} for {size or count} samples, expected a row a sample in its "
+                "first output; export it so"
             )
         rows.append(output[:count])
     return np.concatenate(rows)
 
 
-def _input(path: Path, session: Session, data: Data) -> tuple[int | None, Any]:
-    """The size of batches if the file fixes it, and the type of its input; checked before a runtime complains."""
+def _inputs(path: Path, session: Session, data: Data) -> tuple[int | None, dict[str, Any]]:
+    """The size of batches if the file fixes it, and the types of its inputs; checked before a runtime complains."""
     import onnx
 
-    if len(session.inputs) != 1:
+    from lowbit.batches import inputs_of
+
+    args, kwargs = inputs_of(next(iter(data.batches(1))))
+    samples = {**dict(zip(session.inputs, args, strict=False)), **kwargs}
+    if missing := [name for name in session.inputs if name not in samples]:
         raise DataError(
-            f"'{path}' takes {len(session.inputs)} inputs ({', '.join(session.inputs)}), expected one; log its outputs "
-            "and compare the logs"
+            f"'{path}' takes {len(session.inputs)} inputs ({', '.join(session.inputs)}), the data has no "
+            f"'{missing[0]}'; name its inputs alike, or log its outputs and compare the logs"
         )
     graph = onnx.load(path, load_external_data=False).graph
-    (given,) = [one for one in graph.input if one.name == session.inputs[0]]
-    tensor = given.type.tensor_type
-    number = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
-    if number.kind != "f":
-        raise DataError(f"'{path}' takes {number} inputs, expected floats; log its outputs and compare the logs")
-    if not tensor.HasField("shape"):
-        return None, number
-    expected = [one.dim_value if one.HasField("dim_value") else None for one in tensor.shape.dim]
-    got = list(data.input_shape)
-    if len(expected) != len(got) + 1 or any(e not in (None, g) for e, g in zip(expected[1:], got, strict=True)):
-        shown = ", ".join("any" if one is None else str(one) for one in expected[1:])
-        raise DataError(
-            f"'{path}' takes samples of shape [{shown}], the data has {got}; correct the data or its preprocessing"
-        )
-    return expected[0] if expected else None, number
+    size, numbers = None, dict[str, Any]()
+    for given in (one for one in graph.input if one.name in session.inputs):
+        tensor, sample = given.type.tensor_type, samples[given.name]
+        numbers[given.name] = number = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
+        if (number.kind == "f") != sample.is_floating_point():
+            raise DataError(
+                f"'{path}' takes {number} for '{given.name}', the data has {str(sample.dtype).removeprefix('torch.')}; "
+                "log its outputs and compare the logs"
+            )
+        if not tensor.HasField("shape"):
+            continue
+        expected = [one.dim_value if one.HasField("dim_value") else None for one in tensor.shape.dim]
+        got = list(sample.shape[1:])
+        if len(expected) != len(got) + 1 or any(e not in (None, g) for e, g in zip(expected[1:], got, strict=True)):
+            shown = ", ".join("any" if one is None else str(one) for one in expected[1:])
+            raise DataError(
+                f"'{path}' takes samples of shape [{shown}], the data has {got}; correct the data or its preprocessing"
+            )
+        size = expected[0] if size is None else size
+    return size, numbers
 
 
 def noted_data(entry: Mapping[str, object]) -> tuple[object, str, int] | None:

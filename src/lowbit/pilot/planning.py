@@ -14,7 +14,7 @@ import difflib
 import glob
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -23,19 +23,23 @@ import torch
 from torch import Tensor, nn
 
 from lowbit import files
-from lowbit.batches import Batch, call, output_tensor
+from lowbit.batches import Batch, bytes_of, call, output_tensor, shapes_of
 from lowbit.costs import cost
 from lowbit.errors import DataError, LowbitError, RecipeError
 from lowbit.layers import weighted_layers
+from lowbit.methods.discrimination.linear import LIMIT
 from lowbit.pilot import factorized, searched
 from lowbit.pilot.measured import Choices
 from lowbit.pilot.run import REPEATS, tasks_of
-from lowbit.pilot.spec import DataSpec, DistillSpec, OutputSpec, PilotSpec, SearchSpec, load_spec
+from lowbit.pilot.sections.output import OutputSpec
+from lowbit.pilot.sections.search import SearchSpec
+from lowbit.pilot.sections.training import DistillSpec
+from lowbit.pilot.spec import DataSpec, PilotSpec, load_spec, problems_of
 from lowbit.pilot.statistics import check_metric
 from lowbit.pilot.trial import BATCH, VERIFIED, Samples, Task, example, finished
 from lowbit.post_training.levels import TUNING_STEPS, Level
 from lowbit.quantization import calibrate, quantize
-from lowbit.recipe import Recipe, problems
+from lowbit.recipe import Recipe
 
 if TYPE_CHECKING:
     from lowbit.data import Data
@@ -55,6 +59,7 @@ _RUNTIME, _FROZEN = 0.45, 1.3  # a pass of the file, and of the simulation of it
 _STEP = 0.0008  # seconds that the training loop takes a step, beside the network
 _DISTILL, _EPOCH = 3.0, 1.5  # steps that a step, and each epoch beside its steps, of learning quantizers takes
 _FACTORS, _COMPARED = 1.2, 2.0  # seconds a layer that becomes a chain, and for errors of the other solvers
+_HEADS = 4e-5  # seconds a feature of a sample of fitting all heads, on codes and on floats
 _TIMED, _TIMED_LAYER = 1.3, 0.15  # what measuring a choice takes: exports, and seconds a layer
 _RESAMPLED = 4e-8  # seconds a sample and resample of a bootstrap
 _BOOTSTRAP = 1000  # resamples of a score and of a difference
@@ -97,7 +102,7 @@ class Plan:
     """What a pilot will do: trials in the order they start, then the latency of all files, and the report.
 
     `checkpoint_bytes` is what training needs beside that while it runs, and `memory` the most that one process holds,
-    both in bytes; `basis` says what the estimates are from.
+    both in bytes; `basis` says what the estimates are from, and `seeds` what is run more than once, empty for nothing.
     """
 
     name: str
@@ -110,6 +115,7 @@ class Plan:
     memory: float
     jobs: int
     basis: str
+    seeds: str = ""
 
     @property
     def seconds(self) -> float:
@@ -125,7 +131,8 @@ class Plan:
         return sum(trial.bytes for trial in self.trials) + _PAGE + _PAGE_VARIANT * len(self.trials)
 
     def __str__(self) -> str:
-        lines = [f"{self.name}: {self.kpi}", *(f"  {line}" for line in self.data), "", "In this order:"]
+        lines = [f"{self.name}: {self.kpi}", *(f"  {line}" for line in (*self.data, self.seeds) if line)]
+        lines += ["", "In this order:"]
         for number, trial in enumerate(self.trials, start=1):
             takes = "kept, finished in the run folder" if trial.kept else f"about {_duration(trial.seconds)}"
             lines.append(f"{number:>3}. {trial.name}: {takes}, {_size(trial.bytes)}")
@@ -171,7 +178,7 @@ def plan_file(path: Path, out: Path | None = None, *, jobs: int = 1) -> Plan:
     from lowbit import models
 
     data, base, found = files.read_yaml(path), path.resolve().parent, list[str]()
-    if isinstance(data, dict) and (wrong := problems(PilotSpec, data, os.fspath(path))):
+    if isinstance(data, dict) and (wrong := problems_of(data, os.fspath(path))):
         raise PlanError(wrong)
     try:
         spec = load_spec(path)
@@ -240,14 +247,23 @@ def _mismatches(model: nn.Module, spec: PilotSpec, base: Path, where: str) -> li
     found, named = list[str](), dict(model.named_modules())
     for i, variant in enumerate(spec.variants):
         at = f"{where}: variants[{i}] ('{variant.name}')"
-        if not (variant.search or variant.factorize or (variant.output and variant.output.heads != "shared")):
+        coded = variant.features
+        if coded and coded.layer and coded.layer not in named:
+            found.append(f"{at}: features.layer: {_no_layer(coded.layer, named, model)}")
+        if not (coded and coded.layer) and not (
+            variant.search or variant.factorize or (variant.output and variant.output.heads != "shared")
+        ):
             _tried(found, lambda v=variant: _sized(model, v.to_recipe(base, where)), f"{at}: ")  # type: ignore[misc]
         for feature in variant.distill.features if variant.distill else ():
             if feature not in named:
-                near = difflib.get_close_matches(feature, [name for name in named if name], n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"layers are {', '.join(weighted_layers(model))}"
-                found.append(f"{at}: distill.features: the model has no layer {feature!r}; {hint}")
+                found.append(f"{at}: distill.features: {_no_layer(feature, named, model)}")
     return found
+
+
+def _no_layer(name: str, named: Collection[str], model: nn.Module) -> str:
+    near = difflib.get_close_matches(name, [one for one in named if one], n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"layers are {', '.join(weighted_layers(model))}"
+    return f"the model has no layer {name!r}; {hint}"
 
 
 def _sized(model: nn.Module, recipe: Recipe) -> nn.Module:
@@ -259,7 +275,7 @@ def _sized(model: nn.Module, recipe: Recipe) -> nn.Module:
     return quantize(model, replace(recipe, rules=tuple(replace(r, weight_scale="absmax") for r in recipe.rules)))
 
 
-def _choices(task: Task, model: nn.Module, example: Tensor) -> Choices | None:
+def _choices(task: Task, model: nn.Module, example: Batch) -> Choices | None:
     """What a task that searches or factorizes can choose from.
 
     Raises:
@@ -299,14 +315,16 @@ def plan_pilot(
         kept = {task.name for task in tasks if finished(task)}
         first = next((task.name for task in tasks if task.name not in kept), "")
         trials = tuple(ground.trial(task, kept=task.name in kept, first=task.name == first) for task in tasks)
-        last = ground.last(len(tasks), nothing_new=not first and (folder / "latency.json").exists())
+        last = ground.last(
+            sum(not task.repeats for task in tasks), nothing_new=not first and (folder / "latency.json").exists()
+        )
     finally:
         torch.set_num_threads(before)
     left = [task for task in tasks if task.name not in kept]
     described = ("calibration", data[0]), ("training", data[1]), ("test", data[2])
     return Plan(
         spec.name,
-        f"{spec.kpi.metric} >= {spec.kpi.minimum:g}, {spec.runtime.name}, {spec.runtime.threads} threads",
+        f"{', '.join(_asked(spec))}, {spec.runtime.name}, {spec.runtime.threads} threads",
         tuple(f"{what}: {_described(one)}" for what, one in described if what != "training" or one is not data[0]),
         folder,
         trials,
@@ -315,11 +333,33 @@ def plan_pilot(
         max((ground.memory(task) for task in left), default=ground.memory(tasks[0])),
         jobs,
         ground.basis,
+        _seeds(spec),
     )
 
 
+def _asked(spec: PilotSpec) -> Iterator[str]:
+    """What is asked of a variant."""
+    yield str(spec.kpi.asked())
+    if spec.budgets and spec.budgets.size is not None:
+        yield f"file <= {_size(spec.budgets.size)}"
+    if spec.budgets and spec.budgets.bops is not None:
+        yield f"BOPs <= {spec.budgets.bops:,.0f}"
+    if spec.budgets and spec.budgets.latency is not None:
+        yield f"latency <= {spec.budgets.latency:g} ms at batch {spec.runtime.batches[0]}"
+
+
+def _seeds(spec: PilotSpec) -> str:
+    """What several seeds are for; empty where there are none."""
+    if len(spec.seeds) < 2:
+        return ""
+    learning = sum(variant.learns for variant in spec.variants)
+    named = ", ".join(map(str, spec.seeds))
+    many = f"{learning} of {len(spec.variants)} variants learn"
+    return f"seeds {named}: {many} and run {len(spec.seeds)} times, the rest once"
+
+
 def _described(data: Samples) -> str:
-    shape = list(next(iter(data.batches(1)))[0].shape[1:])
+    shape = shapes_of(next(iter(data.batches(1))))
     kinds = {None: "no labels", True: "targets", False: "classes"}
     labels = kinds[None if data.labels is None else data.labels.is_floating_point()]
     return f"{len(data)} samples of {shape}, {labels}"
@@ -356,7 +396,7 @@ class _Watch:
         return self._known[key]
 
     def _timed(self, size: int, student: bool, training: bool) -> float:
-        batch, network = example(self._data, size)[:size], self._student if student else self._model
+        batch, network = example(self._data, size), self._student if student else self._model
         if not training:
             with torch.no_grad():
                 return _least(lambda: call(network, batch))
@@ -439,6 +479,8 @@ class _Ground:
     def _steps(self, task: Task, first: bool) -> Iterator[Step]:
         layers, test = len(weighted_layers(self.model)), self.data[2]
         scored = self.passes(test, student=task.recipe is not None) * _FROZEN
+        if task.features:
+            yield Step("features", self._features())
         if task.output:
             yield Step("output", self._output(task, task.output))
         if task.search or task.factorize:
@@ -451,7 +493,8 @@ class _Ground:
         yield Step("export", _EXPORT + _EXPORT_LAYER * layers + (_FIRST if first else 0.0))
         drawn = self.passes(test, min(VERIFIED, len(test)), student=task.recipe is not None)
         yield Step("verify", _VERIFY + _VERIFY_LAYER * layers + _VERIFY_PASSES * drawn)
-        resampled = 0 if self.spec.kpi.metric in ("accuracy", "agreement") else _BOOTSTRAP * len(test) * _RESAMPLED
+        quick = self.spec.kpi.metric in ("accuracy", "agreement", "cosine")
+        resampled = 0 if quick else _BOOTSTRAP * len(test) * _RESAMPLED
         yield Step("score", scored * (1 + _RUNTIME) + resampled)
 
     def _post_training(self, task: Task) -> Iterator[Step]:
@@ -511,6 +554,14 @@ class _Ground:
         fitted = how.epochs * max(1, (len(train) - len(train) // 16) // size) * step
         return fitted * (2 if how.controls else 1) + students
 
+    def _features(self) -> float:
+        """Seconds of reading the features of all training and test data, and of linear heads on some of them."""
+        train, test = self.data[1], self.data[2]
+        linears = [layer.in_features for layer in self.model.modules() if isinstance(layer, nn.Linear)]
+        wide = linears[-1] if linears else 64
+        fits = _HEADS * min(len(train), LIMIT) * wide
+        return float(self.passes(train, student=False) + 2 * self.passes(test, student=False) + fits)
+
     def last(self, trials: int, *, nothing_new: bool) -> tuple[Step, ...]:
         """What comes after all trials."""
         calls = sum(self.watch.seconds(size) for size in self.spec.runtime.batches) * (REPEATS + 6) * _RUNTIME
@@ -548,9 +599,8 @@ class _Ground:
 
     def memory(self, task: Task) -> float:
         """Bytes that a process holds at most: itself, the data, networks, and numbers between layers."""
-        sizes = [
-            4 * len(one) * next(iter(one.batches(1)))[0].numel() for one in {id(one): one for one in self.data}.values()
-        ]
+        several = {id(one): one for one in self.data}.values()
+        sizes = [len(one) * bytes_of(next(iter(one.batches(1)))) for one in several]
         batch = next(iter(self.data[2].batches(2)))
         widest, all_of = cost(self.model, batch).activation_bytes, _activations(self.model, batch)
         weights = 4 * sum(p.numel() for p in self.model.parameters())
@@ -600,7 +650,7 @@ def _settings(task: Task) -> str:
     told = [", ".join(rules) or "formats are searched"]
     if not task.factorize:
         told.append(f"level {task.level}")
-    for name in ("output", "search", "factorize", "distill"):
+    for name in ("features", "output", "search", "factorize", "distill"):
         section = getattr(task, name)
         if section is not None:
             given = section.model_dump(mode="json", exclude_defaults=True)

@@ -16,6 +16,7 @@ from lowbit import files
 from lowbit.errors import DataError
 
 Verdict = Literal["meets", "borderline", "misses", "failed"]
+Requirement = Literal["minimum", "tolerance", "size", "bops", "latency"]
 
 
 @dataclass(frozen=True)
@@ -357,12 +358,111 @@ class OutputRow:
 
 
 @dataclass(frozen=True)
+class HeadRow:
+    """A classifier on the features of the float model, scored on the test data: its accuracy, and the codes' beside it.
+
+    `name` is ``own`` (the network's own head), ``original``, ``clipped`` or ``robust-scaled`` (the same linear head on
+    floats), or ``neighbors`` (5 nearest rows of the training data among packed codes). `gain` is the accuracy of the
+    linear head on codes less this one's, paired, and `outcome` what that says: ``improves``, ``equal`` (within the
+    margin), ``degrades`` or ``too little data``.
+    """
+
+    name: str
+    score: Score
+    gain: Score
+    outcome: str
+
+
+@dataclass(frozen=True)
+class ThresholdRow:
+    """A threshold that was tried, in standard deviations, None where the largest D chose it; accuracy over folds."""
+
+    code: str
+    threshold: float | None
+    per_feature: bool
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class FeaturesRow:
+    """Features that became codes, and the linear head that reads them.
+
+    `layer` is the one whose output is coded, empty for what the last Linear reads, whose name is in `head`. `rule` says
+    how the threshold came (``global``, ``per feature``, ``given``); `threshold` is in standard deviations, the mean
+    where each feature has its own. `classifier` and its `strength` C were chosen on the `samples` of the training data,
+    and so was the threshold, of those `tried`; `tried_floats` is the accuracy of standardized floats there. `score` is
+    the accuracy of the float model with codes on the test data, `file` that of the variant, and `heads` are what it is
+    compared with; `best_float` is the best linear head on floats. D of features and codes is of the training data,
+    `shares` of the codes -1, 0 and 1 are of the test data. Bytes are those of one sample's features.
+    """
+
+    layer: str
+    head: str
+    features: int
+    constant: int
+    code: str
+    rule: str
+    threshold: float
+    classifier: str
+    strength: float
+    samples: int
+    score: Score
+    file: Score
+    heads: tuple[HeadRow, ...]
+    best_float: str
+    margin: float
+    tried: tuple[ThresholdRow, ...]
+    tried_floats: float
+    discrimination: float
+    discrimination_codes: float
+    shares: tuple[float, float, float]
+    bytes_float: int
+    bytes_int8: int
+    bytes_packed: int
+    applicability: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class CheckRow:
+    """One requirement, and how a trial stands to it.
+
+    `limit` is the least that counts for ``minimum``, and for ``tolerance`` (the negative of what may be lost); for
+    ``size`` (bytes of the file), ``bops`` (of one sample) and ``latency`` (milliseconds, the median) it is the most.
+    `low` and `high` are the interval of `value`, and `value` itself for what is exact: see
+    `lowbit.pilot.statistics.checks`.
+    """
+
+    what: Requirement
+    limit: float
+    value: float
+    low: float
+    high: float
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
+class RepeatRow:
+    """The same variant trained with another seed; a training that failed has its `error` and no scores."""
+
+    seed: int
+    score: Score | None
+    difference: Score | None
+    file_bytes: int
+    error: str | None = None
+
+
+@dataclass(frozen=True)
 class Trial:
     """One variant, measured: `recipe` is None for the float baseline.
 
     `difference` is the paired score difference from the float baseline on the same samples. Sizes are bytes; `bops` are
-    MACs x weight bits x activation bits for one sample. `distillation`, `search`, `factorization` and `output` are None
-    for a variant that was not made that way. A failed trial keeps its `error` and no figures.
+    MACs x weight bits x activation bits for one sample. `distillation`, `search`, `factorization`, `output` and
+    `features` are None for a variant that was not made that way. A failed trial keeps its `error` and no figures.
+
+    `checks` are the requirements that were made, and `verdict` is the worst of theirs. `repeats` are trainings with
+    further seeds. Where there are some, `score` and `difference`, which are judged, are the means over all seeds, with
+    the spread of samples and of seeds in their intervals (`lowbit.pilot.statistics.over_seeds`); all other figures are
+    those of `seed`, whose own score and difference are in `own`.
     """
 
     name: str
@@ -389,14 +489,41 @@ class Trial:
     search: SearchRow | None = None
     factorization: FactorizationRow | None = None
     output: OutputRow | None = None
+    seed: int = 0
+    checks: tuple[CheckRow, ...] = ()
+    repeats: tuple[RepeatRow, ...] = ()
+    own: RepeatRow | None = None
+    features: FeaturesRow | None = None
 
 
 @dataclass(frozen=True)
 class Kpi:
-    """The figure that decides, and the least value that is acceptable."""
+    """The figure that decides, the least value that is acceptable, and the most that may be lost against float.
+
+    `tolerance` is in the metric's units (0.01 is one percentage point of accuracy); at least one of the two is given.
+    """
 
     metric: str
-    minimum: float
+    minimum: float | None = None
+    tolerance: float | None = None
+
+    def __str__(self) -> str:
+        least = "" if self.minimum is None else f">= {self.minimum:g}"
+        lost = "" if self.tolerance is None else f"at most {self.tolerance:g} below float"
+        return f"{self.metric} {' and '.join(part for part in (least, lost) if part)}"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The most that a variant may cost; None where nothing is asked.
+
+    `size` is bytes of the file, `bops` those of one sample, `latency` the median in milliseconds at the first batch
+    size.
+    """
+
+    size: int | None = None
+    bops: float | None = None
+    latency: float | None = None
 
 
 @dataclass(frozen=True)
@@ -422,6 +549,7 @@ class Run:
     pilot: dict[str, Any]
     provenance: Provenance
     trials: tuple[Trial, ...] = ()
+    limits: Limits = Limits()
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ The run folder:
     variants/<name>/             model.onnx, manifest.json, recipe.yaml, outputs.npy, and last trial.json
     variants/<name>/training/    of a variant that trains: its logs, and until it is finished its checkpoints; factors
     variants/<name>/output/      the same of an output that learned a path; its weights.safetensors beside the recipe
+    variants/<name>/seeds/<n>/   the same variant trained with another seed, as a trial of its own
     costs.json                   what choices were measured to cost on the runtime, if a variant searches or factorizes
     latency.json                 all files timed in turn, so that their ratios hold on a noisy machine
     report.html                  written by `lowbit.report` from the above
@@ -39,20 +40,22 @@ from pydantic import BaseModel
 from torch import nn
 
 from lowbit import files
-from lowbit.batches import call, output_tensor
+from lowbit.batches import Batch, call, output_tensor
 from lowbit.costs import Latency
 from lowbit.errors import DataError, LowbitError
-from lowbit.export.runtime import Session, arrays, open_session
-from lowbit.pilot import executor, statistics
+from lowbit.export.codes import feed_of
+from lowbit.export.runtime import Session, open_session
+from lowbit.pilot import coded, executor, statistics, targets
 from lowbit.pilot.executor import Imports, Shared
-from lowbit.pilot.record import Kpi, LatencyRow, Provenance, Run, Timings, Trial, read
+from lowbit.pilot.judging import assemble
+from lowbit.pilot.record import LatencyRow, Limits, Provenance, Run, Timings, Trial, read
 from lowbit.pilot.spec import PilotSpec, Variant
 from lowbit.pilot.trial import Samples, Settings, Task, example, finished, measure, run_trial
 from lowbit.progress import track
 from lowbit.recipe import Recipe
 
 REPEATS = 100
-_TRAIN = ("distill", "search", "output")  # parts of a variant that train
+_TRAIN = ("distill", "search", "output", "features")  # parts of a variant that train
 _PACKAGES = ("lowbit", "torch", "onnx", "onnxruntime", "numpy")
 Say = Callable[[str], None]
 
@@ -102,9 +105,10 @@ def run_pilot(
     run = Run(
         spec.name,
         spec.model,
-        Kpi(spec.kpi.metric, spec.kpi.minimum),
+        spec.kpi.asked(),
         spec.model_dump(mode="json", exclude_defaults=True),
         _provenance(spec, [calibration, test, *([] if train is calibration else [train])], weights_hash, versions),
+        limits=spec.budgets.limits() if spec.budgets else Limits(),
     )
     with executor.only(folder) as name:
         if (folder / "run.json").exists():
@@ -115,7 +119,7 @@ def run_pilot(
         imports = Imports((spec.model, metric), where)
         shared = Shared(imports, model, calibration, train, test, settings, folder, name, versions)
         trials = _trials(tasks, shared, jobs, say, progress)
-        return assemble(run, trials, _latencies(run, tasks, trials, spec, test, folder, progress))
+        return assemble(run, spec, tasks, trials, _latencies(run, tasks, trials, spec, test, folder, progress))
 
 
 def _trials(tasks: list[Task], shared: Shared, jobs: int, say: Say, progress: bool) -> list[Trial]:
@@ -133,10 +137,17 @@ def _trials(tasks: list[Task], shared: Shared, jobs: int, say: Say, progress: bo
     with parallel_config("loky"):  # the float baseline alone and here: the others are compared with it
         do(tasks[:1])
     if jobs > 1 or executor.elsewhere():  # one after the other, while nothing else runs, because times count
-        for t in tasks:
+        for task in tasks:
+            t = task
             if (t.search or t.factorize) and t.name not in done:
                 with contextlib.suppress(LowbitError):  # which the trial meets again, and keeps
-                    measure(t, shared.model, shared.calibration, shared.test, shared.settings, progress)
+                    network = shared.model
+                    if t.features:
+                        bits, t = coded.give(
+                            t, network, shared.train, seed=shared.settings.seed if t.seed is None else t.seed
+                        )
+                        network = bits.model
+                    measure(t, network, shared.calibration, shared.test, shared.settings, progress)
     do(tasks[1:])
     return [done[t.name] for t in tasks]
 
@@ -158,24 +169,37 @@ def tasks_of(
     where, metric, runtime = base or Path(), spec.kpi.metric, spec.runtime
     statistics.check_metric(metric, None if test.labels is None else test.labels.numpy(), where)
     trained_on, black = _training_data(spec, calibration, train, where)
+    if test.labels is None and (named := next((v.name for v in spec.variants if v.features), None)):
+        raise DataError(f"variant '{named}': features are judged by labels, and the test data has none; name them")
     with torch.no_grad():
         for samples in (calibration, test, trained_on):
             output_tensor(call(model, next(iter(samples.batches(2)))))
-    about: list[object] = [spec.model, _weights_hash(model), _code_hash(model, metric, where)]
-    about += [calibration.hash, test.hash, metric, spec.seed, runtime.name, runtime.threads, _versions(runtime.name)]
+    asked_of: list[object] = [spec.model, _weights_hash(model), _code_hash(model, metric, where)]
+    asked_of += [calibration.hash, test.hash, metric]
+    beside = [runtime.name, runtime.threads, _versions(runtime.name)]
 
-    def task(name: str, recipe: Recipe | None, **how: Any) -> Task:
+    def task(name: str, recipe: Recipe | None, seed: int = spec.seed, **how: Any) -> Task:
         asked = [recipe.to_dict() if recipe else None, how, *([trained_on.hash] if how.keys() & {*_TRAIN} else [])]
-        content = json.dumps([*about, *asked], sort_keys=True, default=_plain)
+        content = json.dumps([*asked_of, seed, *beside, *asked], sort_keys=True, default=_plain)
         fingerprint = hashlib.sha256(content.encode()).hexdigest()[:16]
-        return Task(name, folder / "variants" / name, fingerprint, recipe, **how)
+        own = folder / "variants" / name
+        if seed == spec.seed:
+            return Task(name, own, fingerprint, recipe, **how)
+        place = own / "seeds" / str(seed)
+        return Task(f"{name}, seed {seed}", place, fingerprint, recipe, seed=seed, repeats=name, **how)
 
-    tasks = [task("float", None)]
+    tasks, repeats = [task("float", None)], list[Task]()
     for v in spec.variants:
         recipe = v.to_recipe(where, f"{spec.name}: {v.name}")
-        how = _how(v, spec, black)
-        tasks.append(task(v.name, recipe, opset=v.opset, level=v.level, widen_most=v.widen_most, **how))
-    return tasks, trained_on
+        how, refused = _how(v, spec, black, trained_on)
+        every = [
+            task(v.name, recipe, seed, opset=v.opset, level=v.level, widen_most=v.widen_most, **how)
+            for seed in ((spec.seed, *spec.seeds[1:]) if v.learns else (spec.seed,))
+        ]
+        first, *others = (replace(one, refused=refused) for one in every)
+        tasks.append(first)
+        repeats += others
+    return [*tasks, *repeats], trained_on
 
 
 def _training_data(
@@ -198,6 +222,13 @@ def _training_data(
                     f"variant '{name}': output.labels is true, and the data that it trains on has none; name them in "
                     "data.train, or leave labels out to learn from the float model"
                 )
+        elif key == "features":
+            if train.labels is None or train.labels.is_floating_point():
+                found = "no labels" if train.labels is None else "labels that are no classes"
+                raise DataError(
+                    f"variant '{name}': features are read by a head that learns classes, and the data that it trains "
+                    f"on has {found}; name them in data.train"
+                )
         elif how.loss == "labels" and (train.labels is None or train.labels.is_floating_point()):
             found = "no labels" if train.labels is None else "labels that are no classes"
             raise DataError(
@@ -207,21 +238,34 @@ def _training_data(
     return train, (said or spec.data.calibration).preprocess.black()
 
 
-def _how(v: Variant, spec: PilotSpec, black: tuple[float, ...]) -> dict[str, Any]:
-    """What a variant asks for beside post-training; `black` is a black pixel of the data that trains."""
+def _how(
+    v: Variant, spec: PilotSpec, black: tuple[float, ...], train: Samples
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """What a variant asks for beside post-training, and the choices that the target refuses.
+
+    `black` is a black pixel of `train`, the data that trains.
+    """
     how: dict[str, Any] = {}
+    native, refused = () if spec.runtime.widen else spec.runtime.formats, dict[str, str]()
     if v.factorize:
         calibrated = spec.data.calibration.preprocess.black()
-        how |= {"factorize": v.factorize, "black": calibrated, "batch": spec.runtime.batches[0]}
+        factorize = targets.factorized(v.factorize, native) if native else v.factorize
+        how |= {"factorize": factorize, "black": calibrated, "batch": spec.runtime.batches[0]}
     if v.distill:
         distill = v.distill.model_copy(update={"loss": "mse"}) if v.output else v.distill.of_metric(spec.kpi.metric)
         how |= {"black": black, "distill": distill}
     if v.output:
-        how |= {"output": v.output}
+        classes = train.labels is not None and not train.labels.is_floating_point()
+        scores = spec.kpi.metric == "accuracy" or (spec.kpi.metric == "agreement" and classes)
+        scores = scores and v.output.labels is None  # class scores are learned from the float model
+        how |= {"output": v.output.model_copy(update={"labels": False}) if scores else v.output}
+    if v.features:
+        how |= {"features": v.features}
     if v.search:
         of_weights = {"granularity": v.granularity, "batch": spec.runtime.batches[0]}
-        how |= {"black": black, "search": v.search.of_metric(spec.kpi.metric), **of_weights}
-    return how
+        search, refused = targets.searched(v.search, native) if native else (v.search, refused)
+        how |= {"black": black, "search": search.of_metric(spec.kpi.metric), **of_weights}
+    return how, refused
 
 
 def _plain(how: BaseModel) -> dict[str, Any]:
@@ -231,21 +275,6 @@ def _plain(how: BaseModel) -> dict[str, Any]:
 
 def _same_material(a: Provenance, b: Provenance) -> bool:
     return (a.data_hash, a.weights_hash, a.versions, a.machine) == (b.data_hash, b.weights_hash, b.versions, b.machine)
-
-
-def assemble(run: Run, trials: list[Trial], latencies: dict[str, tuple[LatencyRow, ...]]) -> Run:
-    """The run with its trials: latencies filled in, and each verdict given against the KPI."""
-    return replace(
-        run,
-        trials=tuple(
-            replace(
-                trial,
-                latencies=latencies.get(trial.name, ()),
-                verdict=statistics.verdict(trial.score, run.kpi) if trial.score else "failed",
-            )
-            for trial in trials
-        ),
-    )
 
 
 def summary(trial: Trial) -> str:
@@ -264,7 +293,8 @@ def _latencies(
     run: Run, tasks: list[Task], trials: list[Trial], spec: PilotSpec, test: Samples, folder: Path, progress: bool
 ) -> dict[str, tuple[LatencyRow, ...]]:
     """Time all files in turn, batch by batch size; kept while files, machine and versions are the same."""
-    paths = {t.name: t.folder / "model.onnx" for t, trial in zip(tasks, trials, strict=True) if trial.score}
+    timed = [t for t, trial in zip(tasks, trials, strict=True) if trial.score and not t.repeats]
+    paths = {t.name: t.folder / "model.onnx" for t in timed}
     of = {
         "files": {name: files.sha256(path) for name, path in paths.items()},
         "runtime": spec.runtime.model_dump(mode="json"),
@@ -277,7 +307,7 @@ def _latencies(
     sessions = {n: open_session(p, runtime=spec.runtime.name, threads=spec.runtime.threads) for n, p in paths.items()}
     rows: dict[str, list[LatencyRow]] = {name: [] for name in paths}
     for batch in spec.runtime.batches:
-        inputs = example(test, batch).numpy()
+        inputs = example(test, batch)
         for name, latency in _interleaved(sessions, inputs, f"time batch {batch}", progress).items():
             rows[name].append(LatencyRow(spec.runtime.name, batch, spec.runtime.threads, **asdict(latency)))
     result = {name: tuple(found) for name, found in rows.items()}
@@ -285,8 +315,8 @@ def _latencies(
     return result
 
 
-def _interleaved(sessions: dict[str, Session], inputs: Any, what: str, progress: bool) -> dict[str, Latency]:
-    feeds = {name: arrays([inputs], session.inputs) for name, session in sessions.items()}
+def _interleaved(sessions: dict[str, Session], inputs: Batch, what: str, progress: bool) -> dict[str, Latency]:
+    feeds = {name: feed_of(inputs, session) for name, session in sessions.items()}
     for name, session in sessions.items():
         session.latency(feeds[name], repeats=1, warmup=5)
     times: dict[str, list[float]] = {name: [] for name in sessions}

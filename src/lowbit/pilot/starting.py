@@ -30,7 +30,7 @@ from lowbit.methods.curves.heads import wrap_head
 from lowbit.methods.curves.paths import Snake
 from lowbit.methods.factorization.chains import kinds_of, ranks_of
 from lowbit.pilot import statistics
-from lowbit.pilot.spec import DataSpec, load_spec
+from lowbit.pilot.spec import DataSpec, PreprocessSpec, load_spec
 from lowbit.pilot.trial import BATCH
 from lowbit.quantization import Coverage, coverage, origin, quantize
 from lowbit.recipe import Recipe
@@ -42,7 +42,7 @@ _SCORED = 1000  # test samples that the float model is scored on
 _CALIBRATING = 1024  # samples are enough to calibrate
 _TRAINING = 512  # samples are the fewest to train on
 _STEPS = 2000  # of training, about
-_LOSS, _LOSS_OF_AGREEMENT, _LOSS_OF_R2 = 0.01, 0.02, 0.1
+_LOSS, _LOSS_OF_AGREEMENT, _LOSS_OF_R2, _LOSS_OF_COSINE = 0.01, 0.02, 0.1, 0.01
 _WIDTH = 116  # characters of a comment
 _GENERAL = {"build", "build_model", "create", "create_model", "get_model", "load", "main", "make", "model", "net"}
 Given = tuple[DataSpec, Path]  # a data section, and the folder that its paths are relative to
@@ -67,6 +67,11 @@ class _Found:
     head: str  # why the output cannot be written along a path, empty if it can
 
     @property
+    def texts(self) -> bool:
+        """Whether inputs are tokens."""
+        return "input_ids" in self.calibration.shapes
+
+    @property
     def trains(self) -> bool:
         """Whether there are samples enough to train on."""
         return len(self.calibration) >= _TRAINING
@@ -74,7 +79,7 @@ class _Found:
     @property
     def class_scores(self) -> bool:
         """Whether outputs are the scores of classes, as far as their shape tells."""
-        return self.metric != "r2" and len(self.outputs) == 1 and self.outputs[0] > 1
+        return self.metric not in ("r2", "cosine") and len(self.outputs) == 1 and self.outputs[0] > 1
 
 
 def start(model: str, data: Given, path: Path, *, weights: Path | None = None, test: Given | None = None) -> list[str]:
@@ -95,6 +100,8 @@ def start(model: str, data: Given, path: Path, *, weights: Path | None = None, t
         raise DataError(f"'{path}' is there already and stays as it is; give another name with --out, or delete it")
     if not path.absolute().parent.is_dir():
         raise DataError(f"cannot write '{path}': there is no folder '{path.parent}'; create it first")
+    if model.startswith("hf:"):
+        data, test = _fitted(model, data), None if test is None else _fitted(model, test)
     found = _look(model, data, weights, test)
     text = "\n".join(_lines(found, model, data, path, weights, test)) + "\n"
     with files.replacing(path) as temporary:
@@ -120,7 +127,8 @@ def _look(model: str, data: Given, weights: Path | None, test: Given | None) -> 
         )
     if not outputs.isfinite().all():
         raise DataError(f"model '{model}' returns NaN or infinity on '{every.name}'; check weights and preprocessing")
-    metric, score = _scored(outputs, drawn.labels)
+    embeds = model.startswith("hf:") and _embeds(model)
+    metric, score = _scored(outputs, None if embeds else drawn.labels, embeds=embeds)
     if not weighted_layers(network):
         reasons = "; ".join(f"{name}: {why}" for name, why in unsupported_layers(network).items())
         raise LayerError(f"model '{model}' has no layer that can be quantized: {reasons or 'it has no weights'}")
@@ -154,10 +162,10 @@ def _opened(given: Given, where: str) -> Data:
         raise DataError(f"{where}: {error}") from error
 
 
-def _scored(outputs: Tensor, labels: Tensor | None) -> tuple[str, float]:
-    """The metric that suits labels and outputs, and its value for the float model."""
+def _scored(outputs: Tensor, labels: Tensor | None, *, embeds: bool) -> tuple[str, float]:
+    """The metric that suits labels and outputs, and its value for the float model; `embeds` if those are embeddings."""
     if labels is None:
-        return "agreement", 1.0
+        return ("cosine" if embeds else "agreement"), 1.0
     found, wanted = outputs.numpy(), labels.numpy()
     classes = not labels.is_floating_point() and labels.dim() == 1
     if classes and outputs.dim() == 2 and outputs.shape[1] > 1:
@@ -182,6 +190,32 @@ def _scored(outputs: Tensor, labels: Tensor | None) -> tuple[str, float]:
     rows = wanted.reshape(len(wanted), -1).astype(np.float64)
     rest = ((found.reshape(len(found), -1) - rows) ** 2).sum()
     return "r2", float(1 - rest / ((rows - rows.mean(0)) ** 2).sum())
+
+
+def _embeds(model: str) -> bool:
+    """Whether a model of Hugging Face returns embeddings, and no class scores."""
+    from lowbit.huggingface import kind_of
+
+    return kind_of(model, Path.cwd()) == "embedder"
+
+
+def _fitted(model: str, given: Given) -> Given:
+    """A data section with the tokenizer or the image settings of a Hugging Face model, if it says nothing of them."""
+    from lowbit.data import column_names
+    from lowbit.huggingface import kind_of, preprocessing
+    from lowbit.named import TEXTS
+
+    spec, folder = given
+    path = folder / Path(spec.source).expanduser()
+    if kind_of(model, Path.cwd()) != "image classifier":
+        columns = column_names(path, spec.source, folder) if spec.inputs is None and spec.tokenizer is None else ()
+        if "input_ids" not in columns and any(name in columns for name in TEXTS):
+            return spec.model_copy(update={"tokenizer": model}), folder
+        return given
+    if spec.preprocess == PreprocessSpec() and path.suffix.lower() != ".npz" and ":" not in spec.source:
+        found = PreprocessSpec.model_validate(preprocessing(model, Path.cwd()))
+        return spec.model_copy(update={"preprocess": found}), folder
+    return given
 
 
 def _called(model: nn.Module, batch: Any) -> list[str]:
@@ -241,13 +275,24 @@ def _lines(
     yield from _data_lines(found, data, test, folder)
     yield ""
     yield from _kpi_lines(found)
+    yield "# budgets:                 # what a variant may cost at most; each is judged"
+    yield "#   size: 200 kB           # of the file; a number is bytes"
+    yield "#   bops: 40 M             # bit operations of one sample"
+    yield "#   latency: 2.5           # milliseconds, the median at the first batch size"
     yield "seed: 0"
+    yield "# seeds: 3                 # in place of seed: what trains runs with 0, 1 and 2; the mean is judged"
     yield "runtime:"
     yield "  name: onnxruntime        # or openvino"
     yield "  threads: 1"
     yield "  batches: [1, 32]         # latency is measured at these batch sizes"
+    yield "#   formats: [int8, int4]  # what the target executes natively: others are refused, or with widen: true told"
+    yield "# defaults:                # what every variant starts from; its own keys win, and null drops one"
+    yield "#   activations: int8"
     yield ""
     yield from _layer_lines(found)
+    if found.texts:
+        yield "# Sums and products between layers stay float (glue); on text, level balanced takes minutes a variant."
+        yield "defaults: {glue: null, level: fast}"
     yield "variants:"
     yield from _variant_lines(found)
 
@@ -273,12 +318,14 @@ def _data_lines(found: _Found, data: Given, test: Given | None, folder: Path) ->
 def _section(given: Given, folder: Path, more: dict[str, Any]) -> Iterator[str]:
     section = given[0].model_dump(mode="json", exclude_defaults=True) | more
     section["source"] = _relative(section["source"], given[1], folder)
+    if "tokenizer" in section:  # in a file of data it is as seen from there, found by --init from here
+        section["tokenizer"] = _relative(section["tokenizer"], given[1], folder)
     for key in ("source", *(key for key in section if key != "source")):
         yield f"    {key}: {_scalar(section[key])}"
 
 
 def _described(data: Data) -> str:
-    about = f"{len(data)} samples of {list(data.input_shape)}"
+    about = f"{len(data)} samples of {data.shapes}"
     if data.labels is None:
         return f"{about}, no labels"
     if data.labels.is_floating_point():
@@ -302,6 +349,12 @@ def _kpi_lines(found: _Found) -> Iterator[str]:
             )
             if found.score < 0:
                 why += " That is worse than the mean of all targets: check weights, targets and preprocessing first."
+        case "cosine":
+            minimum = 1 - _LOSS_OF_COSINE
+            why = (
+                "The model returns embeddings, so their mean cosine to those of the float model decides, which needs "
+                f"no labels. The float model has 1; the minimum is {_LOSS_OF_COSINE:g} less."
+            )
         case _:
             minimum = 1 - _LOSS_OF_AGREEMENT
             why = (
@@ -315,7 +368,14 @@ def _kpi_lines(found: _Found) -> Iterator[str]:
                     "own that measures what counts, and give data with labels for it."
                 )
     yield from _comment(why)
-    yield f"kpi: {{metric: {found.metric}, minimum: {_down(minimum)}}}"
+    yield "# Beside the minimum or alone: tolerance, the most that may be lost against float on the same samples."
+    yield f"kpi: {{metric: {found.metric}, minimum: {_down(minimum)}}}    # tolerance: {_tolerance(found)}"
+
+
+def _tolerance(found: _Found) -> str:
+    """What may be lost, as the minimum has it."""
+    lost = {"accuracy": _LOSS, "r2": _LOSS_OF_R2 * max(1 - found.score, 1e-6)}.get(found.metric, _LOSS_OF_AGREEMENT)
+    return f"{lost:.2g}"
 
 
 def _why_agreement(found: _Found) -> str:
@@ -327,8 +387,12 @@ def _why_agreement(found: _Found) -> str:
 def _layer_lines(found: _Found) -> Iterator[str]:
     rows = found.coverage.quantized
     yield from _comment(f"{len(rows)} layers can be quantized: {_listed([row.name for row in rows])}.")
+    skipped: dict[tuple[str, str], list[str]] = {}
     for row in found.coverage.skipped:
-        yield from _comment(f"{row.name} ({row.kind}) stays float: {row.reason}.")
+        skipped.setdefault((row.kind, row.reason), []).append(row.name)
+    for (kind, reason), names in skipped.items():
+        stay = "stays" if len(names) == 1 else "stay"
+        yield from _comment(f"{_listed(names)} ({kind}) {stay} float: {reason}.")
     if found.idle:
         yield from _comment(f"Not called on this data: {_listed(found.idle)}.")
     if found.untraced:
@@ -398,8 +462,8 @@ def _training(found: _Found, size: int) -> dict[str, Any]:
     """Options of a training that takes some thousand steps at most."""
     steps = max(1, len(found.calibration) // size)
     options: dict[str, Any] = {"epochs": min(20, max(2, math.ceil(_STEPS / steps)))}
-    if not found.class_scores and found.metric != "r2":
-        options["loss"] = "mse"  # which r2 has by itself
+    if not found.class_scores and found.metric not in ("r2", "cosine"):
+        options["loss"] = "mse"  # which r2 has by itself, and cosine its own
     return options
 
 
@@ -428,6 +492,10 @@ def _told(found: _Found) -> Iterator[str]:
 
 def _name(model: str) -> str:
     """A name for the pilot: of the function, or of its file where that says more."""
+    if model.startswith("hf:"):
+        path = Path(model.removeprefix("hf:"))
+        named = path.parent.name if path.name.lower() in _GENERAL else path.name
+        return re.sub(r"[^A-Za-z0-9._+-]+", "-", named).lstrip("._+-")[:64] or "pilot"
     place, _, function = model.rpartition(":")
     stem = Path(place).stem if place.endswith(".py") else place.rpartition(".")[2]
     name = re.sub(r"[^A-Za-z0-9._+-]+", "-", stem if function.lower() in _GENERAL else function)
@@ -436,6 +504,9 @@ def _name(model: str) -> str:
 
 def _relative(reference: str, of: Path, folder: Path) -> str:
     """A path, or the path of a ``file.py:function``, as seen from another folder; all else as it is."""
+    if reference.startswith("hf:"):
+        path = reference.removeprefix("hf:")
+        return f"hf:{_relative(path, of, folder)}" if (of / Path(path).expanduser()).is_dir() else reference
     place, colon, name = reference.rpartition(":")
     if colon and not place.endswith(".py"):
         return reference

@@ -1,9 +1,9 @@
-"""How sure a figure is: scores with 95 % intervals, paired differences, and the verdict against the KPI."""
+"""How sure a figure is: scores with 95 % intervals, paired differences, means over seeds, and verdicts."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +12,12 @@ from scipy import stats
 
 from lowbit import files
 from lowbit.errors import DataError, LowbitError
-from lowbit.pilot.record import Kpi, Score, Verdict
+from lowbit.export import codes
+from lowbit.pilot.record import CheckRow, Kpi, Limits, Requirement, Score, Trial, Verdict
 
 Array = npt.NDArray[np.generic]
 Metric = Callable[[Array, Array], float]
+predictions = codes.predictions  # what is scored is read as what is verified
 
 
 def check_metric(metric: str, labels: Array | None, folder: Path | None = None) -> None:
@@ -24,18 +26,16 @@ def check_metric(metric: str, labels: Array | None, folder: Path | None = None) 
     Raises:
         DataError: it is unknown, cannot be imported, or needs labels that are not there.
     """
-    if metric not in ("accuracy", "agreement", "r2") and ":" not in metric:
-        raise DataError(f"kpi.metric {metric!r} is unknown; expected accuracy, agreement, r2 or module:function")
-    if metric != "agreement" and labels is None:
-        raise DataError(f"kpi.metric {metric!r} needs labels, the test data has none; name them, or use agreement")
+    if metric not in ("accuracy", "agreement", "r2", "cosine") and ":" not in metric:
+        known = "accuracy, agreement, r2, cosine or module:function"
+        raise DataError(f"kpi.metric {metric!r} is unknown; expected {known}")
+    if metric not in ("agreement", "cosine") and labels is None:
+        raise DataError(
+            f"kpi.metric {metric!r} needs labels, the test data has none; name them, or use agreement (of classes) or "
+            "cosine (of embeddings)"
+        )
     if ":" in metric:
         files.resolve(metric, folder)
-
-
-def predictions(outputs: Array) -> Array:
-    """The predicted class of each sample: `[N, C]` to `[N]`; the sign for a single output."""
-    rows = outputs.reshape(len(outputs), -1).astype(np.float32)
-    return np.asarray(rows.argmax(1) if rows.shape[1] > 1 else rows[:, 0] > 0)
 
 
 def score(
@@ -44,7 +44,8 @@ def score(
     """The metric of `outputs`, with a 95 % interval: Wilson for shares, a seeded bootstrap for others.
 
     Args:
-        metric: accuracy, agreement, r2 or ``module:function``.
+        metric: accuracy, agreement, cosine (the mean over samples of the cosine to the float model's outputs), r2 or
+            ``module:function``.
         outputs: of the file, `[N, ...]`.
         labels: targets, `[N, ...]`.
         reference: outputs of the float model.
@@ -56,6 +57,8 @@ def score(
     """
     if metric in ("accuracy", "agreement"):
         return share(_hits(metric, outputs, labels, reference))
+    if metric == "cosine":
+        return _mean(cosines(outputs, reference), seed)
     function, targets = _function(metric, folder), _targets(outputs, labels)
     return _bootstrap(lambda i: function(outputs[i], targets[i]), len(outputs), seed, metric)
 
@@ -86,6 +89,8 @@ def difference(
         middle = (won - lost) / count
         half = 1.96 * ((won + lost - (won - lost) ** 2 / count) / count**2) ** 0.5
         return Score(float(gaps.mean()), middle - half, middle + half, len(gaps))
+    if metric == "cosine":
+        return _mean(np.subtract(cosines(outputs, reference), cosines(before, reference)), seed)
     function, targets = _function(metric, folder), _targets(outputs, labels)
 
     def gap(i: Array) -> float:
@@ -94,22 +99,114 @@ def difference(
     return _bootstrap(gap, len(outputs), seed, metric)
 
 
+def cosines(outputs: Array, reference: Array) -> npt.NDArray[np.float64]:
+    """The cosine between the outputs of each sample and those of the reference, float64 `[N]`; two zeros have 1."""
+    found, wanted = (one.reshape(len(one), -1).astype(np.float64) for one in (outputs, reference))
+    if found.shape != wanted.shape:
+        raise DataError(
+            f"kpi.metric cosine: got outputs {list(outputs.shape)}, the float model has {list(reference.shape)}; it is "
+            "for variants that return what the float model does"
+        )
+    lengths = np.sqrt((found**2).sum(1) * (wanted**2).sum(1))
+    both_zero = ~found.any(1) & ~wanted.any(1)
+    return np.where(both_zero, 1.0, (found * wanted).sum(1) / np.where(lengths > 0, lengths, 1.0))
+
+
+def _mean(values: Array, seed: int) -> Score:
+    return _bootstrap(lambda i: float(values[i].mean()), len(values), seed, "cosine")
+
+
 def share(hits: Array) -> Score:
     """A share with its Wilson interval."""
     interval = stats.binomtest(int(hits.sum()), len(hits)).proportion_ci(method="wilson")
     return Score(float(hits.mean()), float(interval.low), float(interval.high), len(hits))
 
 
-def verdict(value: Score, kpi: Kpi) -> Verdict:
-    """``meets`` if the whole interval reaches the minimum, ``misses`` if none of it does, else ``borderline``."""
-    if value.low >= kpi.minimum:
-        return "meets"
-    return "borderline" if value.high >= kpi.minimum else "misses"
+def over_seeds(scores: Sequence[Score], metric: str, *, difference: bool = False) -> Score:
+    """The mean over trainings with several seeds, with a 95 % interval for the mean over all seeds and samples.
+
+    To each side the half-width is sqrt(h^2 + (t s / sqrt n)^2). h is the mean of the n scores' own half-widths to that
+    side: they are of the same samples, so their errors go together and do not shrink with n. s is the standard
+    deviation over seeds (n - 1 in its denominator), t the 97.5 % quantile of Student's t with n - 1 degrees of freedom.
+    With two seeds t is 12.7: three or more tell much more. Shares end at 0 and 1, their differences at -1 and 1. A
+    single score stays as it is.
+    """
+    count, values = len(scores), np.array([score.value for score in scores])
+    if count == 1:
+        return scores[0]
+    mean = float(values.mean())
+    of_seeds = float(stats.t.ppf(0.975, count - 1)) * float(values.std(ddof=1)) / math.sqrt(count)
+    below, above = (
+        float(np.mean([max(0.0, gap) for gap in gaps]))
+        for gaps in zip(*((score.value - score.low, score.high - score.value) for score in scores), strict=True)
+    )
+    low, high = mean - math.hypot(below, of_seeds), mean + math.hypot(above, of_seeds)
+    if metric in ("accuracy", "agreement"):
+        low, high = max(low, -1.0 if difference else 0.0), min(high, 1.0)
+    return Score(mean, low, high, scores[0].samples)
+
+
+def checks(trial: Trial, kpi: Kpi, limits: Limits) -> tuple[CheckRow, ...]:
+    """How a trial with a score stands to all that is asked; of the float baseline the minimum alone is asked.
+
+    The score has to reach the minimum, and its paired difference from float the negative of the tolerance: ``meets`` if
+    the whole interval does, ``misses`` if none of it does, else ``borderline``. A file's size is exact, with several
+    seeds from the smallest to the largest of their files; BOPs are exact. Latency is the median at the first batch
+    size, with the 10th and 90th percentile of the calls: it meets if the median is within the limit, because what
+    disturbs a measurement only adds to it, misses if even the 10th percentile is not, and is borderline between.
+
+    Raises:
+        DataError: a latency is asked, and the trial was not timed.
+    """
+    rows: list[CheckRow] = []
+    if kpi.minimum is not None and trial.score:
+        rows.append(_at_least("minimum", kpi.minimum, trial.score))
+    if trial.recipe is None:
+        return tuple(rows)
+    if kpi.tolerance is not None and trial.difference:
+        rows.append(_at_least("tolerance", -kpi.tolerance, trial.difference))
+    if limits.size is not None:
+        sizes = [trial.file_bytes, *(one.file_bytes for one in trial.repeats if one.score)]
+        rows.append(_at_most("size", limits.size, trial.file_bytes, min(sizes), max(sizes)))
+    if limits.bops is not None:
+        rows.append(_at_most("bops", limits.bops, trial.bops, trial.bops, trial.bops))
+    if limits.latency is not None:
+        if not trial.latencies:
+            raise DataError(
+                f"variant '{trial.name}' was not timed, and budgets.latency asks for it; run the pilot again"
+            )
+        first = trial.latencies[0]
+        within: Verdict = "meets" if first.median_ms <= limits.latency else "borderline"
+        verdict: Verdict = "misses" if first.low_ms > limits.latency else within
+        rows.append(CheckRow("latency", limits.latency, first.median_ms, first.low_ms, first.high_ms, verdict))
+    return tuple(rows)
+
+
+def worst(rows: Iterable[CheckRow]) -> Verdict:
+    """The worst verdict of some checks; where nothing is asked it is ``meets``."""
+    order: tuple[Verdict, ...] = ("meets", "borderline", "misses", "failed")
+    return max((row.verdict for row in rows), key=order.index, default="meets")
+
+
+def _at_least(what: Requirement, limit: float, score: Score) -> CheckRow:
+    if score.low >= limit:
+        verdict: Verdict = "meets"
+    else:
+        verdict = "borderline" if score.high >= limit else "misses"
+    return CheckRow(what, limit, score.value, score.low, score.high, verdict)
+
+
+def _at_most(what: Requirement, limit: float, value: float, low: float, high: float) -> CheckRow:
+    if high <= limit:
+        verdict: Verdict = "meets"
+    else:
+        verdict = "borderline" if low <= limit else "misses"
+    return CheckRow(what, limit, value, low, high, verdict)
 
 
 def _hits(metric: str, outputs: Array, labels: Array | None, reference: Array) -> Array:
     if metric == "agreement":
-        return np.asarray(predictions(outputs) == predictions(reference))
+        return np.asarray(predictions(outputs, reference) == predictions(reference))
     targets = _targets(outputs, labels)
     if targets.ndim != 1 or outputs.ndim != 2:
         raise DataError(

@@ -28,6 +28,7 @@ _LOGS = ("log.jsonl", "samples.jsonl")
 _FINGERPRINT = "fingerprint"  # of what the checkpoints are of
 _STUDENT, OUTPUT = "training", "output"  # folders
 WEIGHTS = "weights.safetensors"  # of a float model that learned a path
+HEAD = "head.safetensors"  # of codes of features: thresholds, and the linear head that reads them
 
 
 def prepared(task: Task, fingerprint: str, name: str = _STUDENT) -> Path:
@@ -61,6 +62,8 @@ def tidy(task: Task) -> None:
             folder.rmdir()
     if task.output is None:
         (task.folder / WEIGHTS).unlink(missing_ok=True)
+    if task.features is None:
+        (task.folder / HEAD).unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

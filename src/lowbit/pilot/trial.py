@@ -19,7 +19,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,22 +29,27 @@ import yaml
 from torch import Tensor, nn
 
 from lowbit import files
-from lowbit.batches import Batches, call, inputs_of, output_tensor
+from lowbit.batches import Batches, call, on_accelerator, output_tensor, resized, without_labels
 from lowbit.costs import Cost, MeasuredCosts, cost
 from lowbit.errors import DataError, DataWarning, LowbitError
+from lowbit.export.codes import feed_of
 from lowbit.export.measured import measure_formats
 from lowbit.export.onnx import export_onnx
 from lowbit.export.qdq import how_stored
-from lowbit.export.runtime import RuntimeName, arrays, open_session
+from lowbit.export.runtime import RuntimeName, open_session
 from lowbit.export.verify import Verification, verify
 from lowbit.export.watching import note_agreement
 from lowbit.layers import Quantized
 from lowbit.methods.distillation.run import Distillation
 from lowbit.methods.factorization.run import Factorization
 from lowbit.methods.search.run import Search
-from lowbit.pilot import compared, curved, distilled, factorized, searched, statistics, trained
+from lowbit.pilot import coded, compared, curved, distilled, factorized, searched, statistics, trained
 from lowbit.pilot.record import LayerRow, ObstacleRow, OutputRow, Score, Trial, VerificationRow, read
-from lowbit.pilot.spec import DistillSpec, FactorizeSpec, OutputSpec, SearchSpec
+from lowbit.pilot.sections.coding import FeaturesSpec
+from lowbit.pilot.sections.factorize import FactorizeSpec
+from lowbit.pilot.sections.output import OutputSpec
+from lowbit.pilot.sections.search import SearchSpec
+from lowbit.pilot.sections.training import DistillSpec
 from lowbit.post_training.levels import Level, post_train
 from lowbit.post_training.segments import float_twin
 from lowbit.progress import track
@@ -71,8 +76,8 @@ class Samples(Protocol):
 
     def __len__(self) -> int: ...
 
-    def batches(self, size: int) -> Iterable[tuple[Tensor, Tensor | None]]:
-        """All samples in order."""
+    def batches(self, size: int) -> Iterable[tuple[Tensor, Tensor | None] | dict[str, Tensor]]:
+        """All samples in order; with several inputs a dict by their names, and ``labels`` where there are some."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +99,8 @@ class Task:
 
     With `search`, `recipe` is about layers that are not searched, `granularity` about the weights of those that are,
     and `batch` is the number of samples in a call whose time is a cost. `black` is what preprocessing makes of a black
-    pixel, in each channel: it comes in where images are shifted.
+    pixel, in each channel: it comes in where images are shifted. `seed` is the pilot's if it is None; a task with
+    another one names the variant that it repeats. `refused` are choices that a search may not make, with the reason.
     """
 
     name: str
@@ -111,6 +117,15 @@ class Task:
     batch: int = 1
     factorize: FactorizeSpec | None = None
     output: OutputSpec | None = None
+    features: FeaturesSpec | None = None
+    seed: int | None = None
+    repeats: str = ""
+    refused: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def variants(self) -> Path:
+        """The folder of all trials: that of a further seed lies in ``seeds`` of its variant's."""
+        return self.folder.parents[2] if self.repeats else self.folder.parent
 
     @property
     def training(self) -> DistillSpec | SearchSpec | None:
@@ -147,6 +162,7 @@ def run_trial(
     done = finished(task)
     if done is not None:
         return done
+    settings = settings if task.seed is None else replace(settings, seed=task.seed)
     torch.manual_seed(settings.seed)
     began = time.perf_counter()
     task.folder.mkdir(parents=True, exist_ok=True)
@@ -193,11 +209,13 @@ def finished(task: Task) -> Trial | None:
 
 def _measure(task: Task, model: nn.Module, data: _Sources, settings: Settings, progress: bool) -> Trial:
     test = data.test
-    example = next(iter(test.batches(2)))[0]
-    made = _make(task, model, data, settings, progress)
-    student = made.student
+    example = without_labels(next(iter(test.batches(2))))
+    with on_accelerator(model):
+        made = _make(task, model, data, settings, progress)
+    student = made.student.cpu()  # runtimes compare with it, and they are on the CPU
+    made.source.cpu()
     hashes = {"calibration_data": data.calibration.hash, "test_data": test.hash}
-    if task.training is not None or task.output is not None:
+    if task.training is not None or task.output is not None or task.features is not None:
         hashes["training_data"] = data.train.hash
     provenance = {"seed": settings.seed, **hashes, **settings.provenance}
     exported = export_onnx(student, task.folder / "model.onnx", example, opset=task.opset, provenance=provenance)
@@ -208,11 +226,11 @@ def _measure(task: Task, model: nn.Module, data: _Sources, settings: Settings, p
         verification = verify(exported, drawn, runtime=settings.runtime, threads=settings.threads, progress=progress)
     with files.replacing(task.folder / "outputs.npy") as temporary, temporary.open("wb") as stream:
         np.save(stream, outputs)
-    reference = outputs if task.recipe is None else _baseline(task.folder)
+    reference = outputs if task.recipe is None else _baseline(task.variants)
     labels = None if test.labels is None else test.labels.numpy()
     simulated = _model_outputs(exported.model, test, progress)
-    same = float((statistics.predictions(outputs) == statistics.predictions(simulated)).mean())
-    agreeing = np.asarray(statistics.predictions(outputs) == statistics.predictions(reference))
+    same = float((statistics.predictions(outputs, simulated) == statistics.predictions(simulated)).mean())
+    agreeing = np.asarray(statistics.predictions(outputs, reference) == statistics.predictions(reference))
     agreement = statistics.share(agreeing)
     note_agreement(exported.path, int(agreeing.sum()), len(agreeing))
     costs, covered = cost(student, example), coverage(student)
@@ -229,7 +247,7 @@ def _measure(task: Task, model: nn.Module, data: _Sources, settings: Settings, p
         score=statistics.score(*measured),
         difference=statistics.difference(*measured) if task.recipe else None,
         agreement=agreement if task.recipe else None,
-        file=f"{task.folder.parent.name}/{task.folder.name}/model.onnx",
+        file=(task.folder / "model.onnx").relative_to(task.variants.parent).as_posix(),
         file_bytes=exported.path.stat().st_size,
         weight_bytes=costs.weight_bytes,
         parameters=costs.parameters,
@@ -252,6 +270,7 @@ def _measure(task: Task, model: nn.Module, data: _Sources, settings: Settings, p
         search=searched.row(task, made.result, *compared) if isinstance(made.result, Search) else None,
         factorization=factorized.row(made.found) if made.found else None,
         output=_output_row(task, made, model, exported.model, data, (outputs, reference), settings, progress),
+        features=coded.row(made.coded, test, (outputs, reference), seed=settings.seed) if made.coded else None,
     )
 
 
@@ -275,7 +294,7 @@ def _output_row(
         _in_batches(data.train),
         _in_batches(data.calibration),
         data.test.batches(BATCH),
-        data.test.labels,
+        None if settings.metric == "accuracy" else data.test.labels,  # classes are no targets
         reference,
         found,
         None if made.before is None else torch.from_numpy(np.asarray(made.before, dtype=np.float32)),
@@ -289,7 +308,7 @@ class _Made:
 
     `source` is the float model that it is the student of: not the user's, where that learned to return points. `before`
     are the outputs on the test data of the student that post-training or factorization alone makes, `found` is what
-    came of the latter, and `curved` what became of the output.
+    came of the latter, `curved` what became of the output, and `coded` what became of the features.
     """
 
     student: nn.Module
@@ -300,15 +319,41 @@ class _Made:
     before: Array | None = None
     found: Factorization | None = None
     curved: curved.Curved | None = None
+    coded: coded.Coded | None = None
 
 
 def _make(task: Task, model: nn.Module, data: _Sources, settings: Settings, progress: bool) -> _Made:
     """The student of a task; its recipe, wider where that was asked for, or searched, beside the file."""
     if task.recipe is None:
         return _Made(model, model)
+    if task.features is not None:
+        return _make_coded(task, model, data, settings, progress)
     if task.factorize is not None:
         return _make_factorized(task, model, data, settings, progress)
+    return _make_post_trained(task, model, data, settings, progress)
+
+
+def _make_coded(task: Task, model: nn.Module, data: _Sources, settings: Settings, progress: bool) -> _Made:
+    """The student of a task whose features become codes: a float model with codes comes before all else."""
+    bits, task = coded.give(task, model, data.train, seed=settings.seed)
+    bits.save(task.folder)
+    make = _make_post_trained if task.factorize is None else _make_factorized
+    made = make(task, model, data, settings, progress, bits)
+    return replace(made, notes=(*bits.notes, *made.notes), coded=bits)
+
+
+def _make_post_trained(
+    task: Task,
+    model: nn.Module,
+    data: _Sources,
+    settings: Settings,
+    progress: bool,
+    bits: coded.Coded | None = None,
+) -> _Made:
+    """The student of a task that post-trains, and may train it then; with `bits`, one of the float model with codes."""
+    assert task.recipe is not None
     seed, batches = settings.seed, _in_batches(data.calibration)
+    teacher, model = model, model if bits is None else bits.model
     asked, student, warned = task.recipe, model, list[str]()
     result: Distillation | Search | None = None
     curve: curved.Curved | None = None
@@ -316,7 +361,7 @@ def _make(task: Task, model: nn.Module, data: _Sources, settings: Settings, prog
         curve, warned = curved.give(
             task, model, data.train, data.calibration, _in_batches, seed=seed, progress=progress
         )
-        student = model = curve.model
+        student = model = teacher = curve.model
     ended = _ending(curve, batches)
     if task.search is not None:
         costs = measure(task, model, data.calibration, data.test, settings, progress)
@@ -331,6 +376,7 @@ def _make(task: Task, model: nn.Module, data: _Sources, settings: Settings, prog
     noted, told = origin(post_trained), f"post-training, level {task.level}: {did}"
     assert noted is not None
     section = {} if curve is None else curve.section()
+    section |= {} if bits is None else bits.section()
     if curve is not None:
         curve.save(task.folder)
     files.write_text(task.folder / "recipe.yaml", yaml.safe_dump(noted.recipe.to_dict() | section, sort_keys=False))
@@ -343,7 +389,7 @@ def _make(task: Task, model: nn.Module, data: _Sources, settings: Settings, prog
         student = quantize(model, noted.recipe, fold=False)
         calibrate(student, batches, progress=progress)
         student, result, more = distilled.train(
-            task, model, student, _in_batches(data.train), seed=seed, progress=progress
+            task, teacher, student, _in_batches(data.train), seed=seed, progress=progress
         )
         warned = [*warned, *more]
     notes = (*notes, str(result), f"compared with {told}", *warned)
@@ -351,25 +397,33 @@ def _make(task: Task, model: nn.Module, data: _Sources, settings: Settings, prog
 
 
 def _ending(curve: curved.Curved | None, calibration: Batches) -> Callable[[nn.Module], nn.Module]:
-    """What comes behind a finished student: a decoder, if it returns points."""
-    return (lambda student: student) if curve is None else functools.partial(curved.end, curve, calibration)
+    """What ends a finished student: a decoder if it returns points, the scale of its codes if it has some."""
+    return coded.ended if curve is None else functools.partial(curved.end, curve, calibration)
 
 
-def _make_factorized(task: Task, model: nn.Module, data: _Sources, settings: Settings, progress: bool) -> _Made:
-    """The student of a task that factorizes, and may train it then; its recipe beside the file."""
+def _make_factorized(
+    task: Task,
+    model: nn.Module,
+    data: _Sources,
+    settings: Settings,
+    progress: bool,
+    bits: coded.Coded | None = None,
+) -> _Made:
+    """The student of a task that factorizes, and may train it then; with `bits`, one of the float model with codes."""
     seed, batches = settings.seed, _in_batches(data.calibration)
+    teacher, model = model, model if bits is None else bits.model
     costs, untimed = _times(task, model, data, settings, progress)
     student, found = factorized.make(task, model, batches, costs, seed=seed, progress=progress)
-    recipe = factorized.recipe_of(task, found, seed)
+    recipe = factorized.recipe_of(task, found, seed) | ({} if bits is None else bits.section())
     files.write_text(task.folder / "recipe.yaml", yaml.safe_dump(recipe, sort_keys=False))
     if task.distill is None:
-        return _Made(student, model, recipe, (str(found), *untimed), found=found)
-    before = _model_outputs(freeze(folded(copy.deepcopy(student))), data.test, progress)
+        return _Made(coded.ended(student), model, recipe, (str(found), *untimed), found=found)
+    before = _model_outputs(freeze(coded.ended(folded(copy.deepcopy(student)))), data.test, progress)
     student, result, warned = distilled.train(
-        task, model, student, _in_batches(data.train), seed=seed, progress=progress
+        task, teacher, student, _in_batches(data.train), seed=seed, progress=progress
     )
     notes = (str(result), f"compared with {found}", *untimed, *warned)
-    return _Made(student, model, recipe, notes, result, before, found)
+    return _Made(coded.ended(student), model, recipe, notes, result, before, found)
 
 
 def _times(
@@ -410,13 +464,12 @@ def measure(
     )
 
 
-def example(data: Samples, size: int) -> Tensor:
+def example(data: Samples, size: int) -> Tensor | dict[str, Tensor]:
     """A batch of the first inputs; they are repeated where there are fewer."""
-    first = next(iter(data.batches(size)))[0]
-    return first if len(first) >= size else torch.from_numpy(np.resize(first.numpy(), (size, *first.shape[1:])))
+    return resized(next(iter(data.batches(size))), size)
 
 
-def _in_batches(data: Samples) -> Iterable[tuple[Tensor, Tensor | None]]:
+def _in_batches(data: Samples) -> Batches:
     """At least eight batches where there are as many samples: some are held out."""
     return data.batches(max(1, min(BATCH, len(data) // 8)))
 
@@ -440,8 +493,7 @@ def file_outputs(path: Path, data: Samples, settings: Settings, progress: bool =
     session = open_session(path, runtime=settings.runtime, threads=settings.threads)
     rows = []
     for batch in track(data.batches(BATCH), f"run {path.parent.name}", show=progress):
-        args, _ = inputs_of(batch)
-        rows.append(session.run(arrays([a.numpy() for a in args], session.inputs))[0])
+        rows.append(session.run(feed_of(batch, session))[0])
     outputs = np.concatenate(rows)
     if np.isnan(outputs).any():
         raise DataError(f"'{path}' returns NaN for {np.isnan(outputs).mean():.2%} of its outputs; check model and data")
@@ -451,10 +503,10 @@ def file_outputs(path: Path, data: Samples, settings: Settings, progress: bool =
 def _model_outputs(model: nn.Module, data: Samples, progress: bool) -> Array:
     with torch.no_grad():
         batches = track(data.batches(BATCH), "fake quantize", show=progress)
-        return np.concatenate([output_tensor(call(model, batch)).numpy() for batch in batches])
+        return np.concatenate([output_tensor(call(model, batch)).cpu().numpy() for batch in batches])
 
 
-def _drawn(data: Samples, count: int, seed: int) -> Iterable[tuple[Tensor, Tensor | None]]:
+def _drawn(data: Samples, count: int, seed: int) -> Batches:
     """Batches of some of the samples: drawn from all, which may be sorted by class, where the data can do that."""
     take = getattr(data, "take", None)
     some: Samples = take(count, seed) if callable(take) and len(data) > count else data
@@ -462,8 +514,8 @@ def _drawn(data: Samples, count: int, seed: int) -> Iterable[tuple[Tensor, Tenso
         yield batch
 
 
-def _baseline(folder: Path) -> Array:
-    path = folder.parent / "float" / "outputs.npy"
+def _baseline(variants: Path) -> Array:
+    path = variants / "float" / "outputs.npy"
     with files.reading(path):
         return np.asarray(np.load(path, allow_pickle=False))
 

@@ -16,21 +16,22 @@ from lowbit.pilot.record import FactorizationRow, FactorizedLayerRow
 from lowbit.report import figures
 from lowbit.report.axes import Axis
 from lowbit.report.charts import HEIGHT, SHAPES, WIDTH, Chart, Mark, drawn, encoded, layer, place, plain
-from lowbit.report.learning import loss_axis, tick_format
-from lowbit.report.searching import many, number, spending
+from lowbit.report.language import key, of_record, sentences, text
+from lowbit.report.learning import loss_axis, on_log, tick_format
+from lowbit.report.searching import layers, number, spending
 
 METHODS = {  # of an error: its name, and the mark that it is drawn with
-    "float": ("float factors", "float"),
-    "rounding": ("rounding", "misses"),
+    "float": (key("float factors"), "float"),
+    "rounding": (key("rounding"), "misses"),
     "admm": ("ADMM", "borderline"),
-    "descent": ("descent", "meets"),
-    "published": ("as published", "meets"),
+    "descent": (key("descent"), "meets"),
+    "published": (key("as published"), "meets"),
 }
 _WAYS = {
-    "descent": "by descent in the integers",
-    "admm": "by AO-ADMM and descent in the integers after it",
-    "rounding": "by rounding float factors",
-    "published": "as published, by AO-ADMM",
+    "descent": key("by descent in the integers"),
+    "admm": key("by AO-ADMM and descent in the integers after it"),
+    "rounding": key("by rounding float factors"),
+    "published": key("as published, by AO-ADMM"),
 }
 
 
@@ -41,31 +42,41 @@ def way(row: FactorizationRow) -> str:
     """What became of the layers, how, and what the whole network costs and loses by it."""
     chains = sum(bool(one.kind) for one in row.layers)
     costs = [
-        f"{figures.percent(after / before)} of the {what} ({written})"
+        text("{share} of the {what} ({written})", share=figures.percent(after / before), what=what, written=written)
         for what, before, after, written in (
             ("BOPs", row.before.bops, row.after.bops, figures.count(row.after.bops)),
-            ("bytes", row.before.weight_bytes, row.after.weight_bytes, figures.size(row.after.weight_bytes)),
+            (
+                text("bytes"),
+                row.before.weight_bytes,
+                row.after.weight_bytes,
+                figures.size(row.after.weight_bytes),
+            ),
         )
         if before
     ]
-    what = "a chain" if chains == 1 else "chains"
-    became = f"{chains} of {many(len(row.layers), 'layer')} became {what} of small ones, with factors found"
-    told = (
-        f"{became} {_WAYS.get(row.solver, row.solver)}."
-        if chains
-        else "No layer became a chain: dense ones serve better."
+    told = text("No layer became a chain: dense ones serve better.")
+    if chains:
+        sentence = (
+            key("{chains} of {layers} became a chain of small ones, with factors found {way}.")
+            if chains == 1
+            else key("{chains} of {layers} became chains of small ones, with factors found {way}.")
+        )
+        found = text(_WAYS[row.solver]) if row.solver in _WAYS else row.solver
+        told = text(sentence, chains=chains, layers=layers(len(row.layers)), way=found)
+    left = text(
+        "The network has {costs} of the same network with all layers dense in the recipe's formats.",
+        costs=figures.names(costs),
     )
-    return (
-        f"{told} The network has {figures.names(costs)} of the same network with all layers dense in the recipe's "
-        f"formats. {_close(row)}"
-    ).rstrip()
+    return sentences(told, left, _close(row))
 
 
 def _close(row: FactorizationRow) -> str:
     if row.agreement is not None:
-        return f"It predicts the same as the float model for {figures.percent(row.agreement)} of held-out inputs."
+        share = figures.percent(row.agreement)
+        return text("It predicts the same as the float model for {share} of held-out inputs.", share=share)
     if row.error is not None:
-        return f"On held-out inputs its outputs are off by {number(row.error)} of the float model's variance."
+        error = number(row.error)
+        return text("On held-out inputs its outputs are off by {error} of the float model's variance.", error=error)
     return ""
 
 
@@ -81,8 +92,8 @@ def norms(row: FactorizationRow) -> str:
     if row.recalibrated is None:
         return ""
     if row.recalibrated:
-        return "New BatchNorm statistics brought the outputs closer, and were kept."
-    return "New BatchNorm statistics did not bring the outputs closer, and were not kept."
+        return text("New BatchNorm statistics brought the outputs closer, and were kept.")
+    return text("New BatchNorm statistics did not bring the outputs closer, and were not kept.")
 
 
 def methods(row: FactorizationRow) -> list[str]:
@@ -90,9 +101,14 @@ def methods(row: FactorizationRow) -> list[str]:
     return [name for name in METHODS if any(name in one.errors for one in row.layers)]
 
 
+def method(name: str) -> str:
+    """What a method is called."""
+    return text(METHODS[name][0])
+
+
 def became(one: FactorizedLayerRow) -> str:
     """Kind and rank of a layer's chain, or that it has none."""
-    return f"{one.kind}, rank {one.rank:,}" if one.kind else "dense"
+    return text("{kind}, rank {rank}", kind=one.kind, rank=f"{one.rank:,}") if one.kind else text("dense")
 
 
 def advice(row: FactorizationRow) -> dict[str, list[str]]:
@@ -100,7 +116,7 @@ def advice(row: FactorizationRow) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for one in row.layers:
         if one.advice:
-            found.setdefault(one.advice, []).append(one.name)
+            found.setdefault(of_record(one.advice), []).append(one.name)
     return found
 
 
@@ -124,10 +140,11 @@ def fitted(row: FactorizationRow) -> bool:
 
 def errors(row: FactorizationRow, trial: int) -> list[Chart]:
     """Errors of weights and of outputs by layer; `trial` is the variant's place in the run."""
-    plots = [_Errors("error of the weights", "relative to their norm, by method", trial, tuple(_of_weights(row)))]
+    title, detail = text("error of the weights"), text("relative to their norm, by method")
+    plots = [_Errors(title, detail, trial, tuple(_of_weights(row)))]
     if fitted(row):
-        detail = "relative to their variance, before and after the fit"
-        plots.append(_Errors("error of the outputs", detail, trial, tuple(_of_outputs(row))))
+        title, detail = text("error of the outputs"), text("relative to their variance, before and after the fit")
+        plots.append(_Errors(title, detail, trial, tuple(_of_outputs(row))))
     return [plot.chart() for plot in plots if len({point.number for point in plot.points}) > 1]
 
 
@@ -148,14 +165,14 @@ def _of_weights(row: FactorizationRow) -> Iterator[_Point]:
         for method, (name, mark) in METHODS.items():
             value = one.errors.get(method)
             if value is not None and math.isfinite(value):
-                yield _Point(i, one, name, mark, value, method == row.solver)
+                yield _Point(i, one, text(name), mark, value, method == row.solver)
 
 
 def _of_outputs(row: FactorizationRow) -> Iterator[_Point]:
     for i, one in enumerate(row.layers, 1):
-        for name, value in (("before", one.output_before), ("after", one.output_after)):
+        for name, value, used in ((key("before"), one.output_before, False), (key("after"), one.output_after, True)):
             if value is not None:
-                yield _Point(i, one, name, "meets", value, name == "after")
+                yield _Point(i, one, text(name), "meets", value, used)
 
 
 @dataclass(frozen=True)
@@ -179,23 +196,28 @@ class _Errors:
     def chart(self) -> Chart:
         used = [point for point in self.points if point.used]
         worst = max(used or self.points, key=lambda point: point.value)
-        layers = many(len({point.number for point in self.points}), "layer")
-        told = f"The largest that is left: {figures.significant(worst.value)} in {worst.layer.name}."
-        summary = f"Plot of the {self.title} of {layers}, {self.detail}. {told}"
+        plotted = text(
+            "Plot of the {title} of {layers}, {detail}.",
+            title=self.title,
+            layers=layers(len({point.number for point in self.points})),
+            detail=self.detail,
+        )
+        left = figures.significant(worst.value)
+        told = text("The largest that is left: {error} in {layer}.", error=left, layer=worst.layer.name)
+        summary = sentences(plotted, told)
         return Chart(self.title, self.detail, drawn(self.layers()), tuple(map(self.mark, used)), summary)
 
     def mark(self, point: _Point) -> Mark:
         left, top = place(self.across.at(point.number), HEIGHT - self.up.at(self.up.inside(point.value)))
         facts = [(other.name, figures.significant(other.value)) for other in self.points if other.layer is point.layer]
-        chain = ("chain", f"{point.layer.choice} ({became(point.layer)})")
+        chain = (text("chain"), f"{point.layer.choice} ({became(point.layer)})")
         return Mark(f"v{self.trial}f{point.number}", point.layer.name, point.mark, left, top, (chain, *facts))
 
     def layers(self) -> list[dict[str, Any]]:
         """Back to front: a line from the least to the largest error of each layer, and the errors."""
         ticks = [tick for tick in self.across.ticks(8) if tick == int(tick)]
-        x = encoded("layer", self.across, "layer, by its number in the table", ticks, "d")
-        unit = f"error{', log scale' if self.up.log else ''}"
-        y = encoded("value", self.up, unit, self.up.ticks(6), tick_format(self.up))
+        x = encoded("layer", self.across, text("layer, by its number in the table"), ticks, "d")
+        y = encoded("value", self.up, on_log(text("error"), self.up), self.up.ticks(6), tick_format(self.up))
         by_layer: dict[int, list[float]] = {}
         for point in self.points:
             by_layer.setdefault(point.number, []).append(self.up.inside(point.value))

@@ -16,32 +16,56 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from lowbit import __version__
-from lowbit.pilot.features import CodeRow, FeatureStudy, JudgedRow, StorageRow
+from lowbit.pilot.features import CodeRow, FeatureRow, FeatureStudy, JudgedRow, StorageRow
 from lowbit.report import figures
-from lowbit.report.axes import Align, Axis, Box, overlap
+from lowbit.report.axes import Align, Axis, Box, letters, overlap
 from lowbit.report.charts import FONT, HEIGHT, RIGHT, WIDTH, Chart, drawn, encoded, layer, texts
-from lowbit.report.learning import tick_format
+from lowbit.report.language import key, of_record, speaking, text
+from lowbit.report.learning import on_log, tick_format
 from lowbit.report.page import environment, json_value
 
 OUTCOMES = {  # symbol and color, and what it means
-    "improves": ("meets", "the whole 95 % interval of the gain is above 0."),
-    "equal": ("equal", "the whole interval lies within the margin: no accuracy to gain or to lose, only size."),
-    "degrades": ("misses", "the whole interval is below 0."),
-    "too little data": ("borderline", "the interval is too wide to say any of these; more samples could."),
+    key("improves"): ("meets", key("the whole 95 % interval of the gain is above 0.")),
+    key("equal"): (
+        "equal",
+        key("the whole interval lies within the margin: no accuracy to gain or to lose, only size."),
+    ),
+    key("degrades"): ("misses", key("the whole interval is below 0.")),
+    key("too little data"): (
+        "borderline",
+        key("the interval is too wide to say any of these; more samples could."),
+    ),
 }
 INSTEAD = {  # what to do by the best floats
-    "clipped": "Clip floats instead",
-    "robust-scaled": "Scale floats by quartiles instead",
-    "selected": "Keep the best features as floats instead",
+    "clipped": key("Clip floats instead: they reach {accuracy}"),
+    "robust-scaled": key("Scale floats by quartiles instead: they reach {accuracy}"),
+    "selected": key("Keep the best features as floats instead: they reach {accuracy}"),
 }
-FLOATS = "original floats"  # the name of their line
+DO = {  # what to do by the outcome alone
+    "equal": key("For size alone"),
+    "degrades": key("Keep floats"),
+    "too little data": key("More data needed"),
+}
+FLOATS = key("original floats")  # the name of their line
+NAMES = {  # of codes, floats and classifiers that records have by name
+    name: name
+    for name in (
+        *(key("binary"), key("ternary"), key("original"), key("clipped"), key("robust-scaled"), key("selected")),
+        *(key("standardized"), key("kNN, Euclidean"), key("kNN, cosine"), key("linear SVM")),
+    )
+}
 _MANY = 12  # classes, or features, that are not shown at once
 _ROOM = 0.08  # above and below what is drawn, as a share of it
 _STEEP = 20  # largest over smallest D from which its axis is logarithmic
 
 
-def render(study: FeatureStudy) -> str:
-    """The study as one HTML page that needs no network and no script."""
+def render(study: FeatureStudy, *, language: str = "en") -> str:
+    """The study as one HTML page that needs no network and no script, in one of `language.LANGUAGES`."""
+    with speaking(language):
+        return _rendered(study)
+
+
+def _rendered(study: FeatureStudy) -> str:
     chosen = max((r for r in study.judged if r.recommended), key=lambda r: r.versus_original.gain, default=None)
     return (
         environment()
@@ -62,11 +86,13 @@ def render(study: FeatureStudy) -> str:
             interval=lambda low, high: interval(low, high).replace(" ", "\N{NO-BREAK SPACE}"),
             todo=_todo,
             said=_said,
+            named=named,
             typeset=_typeset,
             threshold=_threshold,
             drift=_drift(study),
             fixed=_fixed,
             whole=_whole,
+            kept=_kept,
             took=took,
             many=_MANY,
             record=json_value(dataclasses.asdict(study)),
@@ -88,7 +114,7 @@ def change(value: float) -> str:
 def interval(low: float, high: float) -> str:
     """That of a gain, in points: ``−3.1 to +5.9``. No gain is beyond 100 points, wherever the interval ends."""
     low, high = (end if math.isnan(end) else min(max(end, -1.0), 1.0) for end in (low, high))
-    return f"{change(low)} to {change(high)}"
+    return figures.span(change(low), change(high))
 
 
 def took(milliseconds: float) -> str:
@@ -104,21 +130,32 @@ def took(milliseconds: float) -> str:
 def _verdict(study: FeatureStudy) -> tuple[str, str]:
     """The summary up to its first semicolon, and the rest: what happened, and what explains it."""
     if study.judged and all(row.versus_original.outcome == "too little data" for row in study.judged):
-        decided = f"that {study.sampled:,} samples in {study.splits} splits decide: none of {len(study.judged)}."
-        return "Too little data to tell.", f"Combinations of code and classifier {decided}"
+        decided = text(
+            "Combinations of code and classifier that {samples} samples in {splits} splits decide: none of {number}.",
+            samples=f"{study.sampled:,}",
+            splits=study.splits,
+            number=len(study.judged),
+        )
+        return text("Too little data to tell."), decided
     first, _, rest = study.summary.partition("; ")
     return _said(first), _said(rest)
 
 
-def _said(text: str) -> str:
+def _said(sentence: str) -> str:
     """A sentence of a record as a page has it."""
-    text = _typeset(text).rstrip(".")
-    return f"{text[:1].upper()}{text[1:]}." if text else ""
+    told = _typeset(sentence.rstrip("."))
+    return text("{sentence}.", sentence=f"{told[:1].upper()}{told[1:]}") if told else ""
 
 
-def _typeset(text: str) -> str:
-    """Figures with a minus sign, and without a sign where they are 0.0."""
-    return re.sub(r"(?<![\w.-])-(?=\d)", "−", re.sub(r"(?<![\w.-])[+-](?=0\.0(?![\d.]))", "", text))
+def _typeset(sentence: str) -> str:
+    """A sentence of a record: figures with a minus sign, and without a sign where they are 0.0."""
+    signed = re.sub(r"(?<![\w.-])[+-](?=0\.0(?![\d.]))", "", of_record(sentence))
+    return re.sub(r"(?<![\w.-])-(?=\d)", "−", signed)
+
+
+def named(name: str) -> str:
+    """What a code, its floats or a classifier is called."""
+    return text(NAMES[name]) if name in NAMES else name
 
 
 def _todo(row: JudgedRow) -> str:
@@ -126,24 +163,23 @@ def _todo(row: JudgedRow) -> str:
     floats = row.versus_best_float.outcome if row.best_float != "original" else ""
     match row.versus_original.outcome:
         case "improves" if row.recommended:
-            return f"Use {row.code} codes" + (f"; {row.best_float} floats do as well" if floats == "equal" else "")
+            use = key("Use {code} codes; {floats} floats do as well") if floats == "equal" else key("Use {code} codes")
+            return text(use, code=named(row.code), floats=named(row.best_float))
         case "improves":
-            instead = INSTEAD.get(row.best_float, f"Use {row.best_float} floats instead")
-            return f"{instead}: they reach {share(row.best_float_accuracy)}"
-        case "equal":
-            return "For size alone" + (f"; {row.best_float} floats do better" if floats == "degrades" else "")
-        case "degrades":
-            return "Keep floats"
-        case "too little data":
-            return "More data needed"
-    return ""
+            instead = INSTEAD.get(row.best_float, key("Use {floats} floats instead: they reach {accuracy}"))
+            return text(instead, floats=named(row.best_float), accuracy=share(row.best_float_accuracy))
+        case "equal" if floats == "degrades":
+            return text("For size alone; {floats} floats do better", floats=named(row.best_float))
+        case other:
+            return text(DO[other]) if other in DO else ""
 
 
 def _classes(study: FeatureStudy) -> str:
     """How many classes, and the samples of the smallest and the largest."""
     counts = sorted(study.classes.values()) or [0]
-    sizes = f"{counts[0]:,}" if counts[0] == counts[-1] else f"{counts[0]:,} to {counts[-1]:,}"
-    return f"{len(study.classes):,}, with {sizes} samples each"
+    least, most = (f"{number:,}" for number in (counts[0], counts[-1]))
+    sizes = least if least == most else figures.span(least, most)
+    return text("{number}, with {sizes} samples each", number=f"{len(study.classes):,}", sizes=sizes)
 
 
 def _stored(study: FeatureStudy, name: str) -> StorageRow | None:
@@ -152,10 +188,11 @@ def _stored(study: FeatureStudy, name: str) -> StorageRow | None:
 
 def _threshold(row: JudgedRow, splits: int) -> tuple[str, str]:
     """The median threshold, or that features had their own in most splits; and in how many they had."""
-    own = f"in {row.per_feature} of {splits} splits"
+    shown = {"number": row.per_feature, "splits": splits}
     if 2 * row.per_feature > splits:
-        return "per feature", own
-    return _fixed(row.threshold), f"per feature {own}" if row.per_feature else ""
+        return text("per feature"), text("in {number} of {splits} splits", **shown)
+    own = text("per feature in {number} of {splits} splits", **shown)
+    return _fixed(row.threshold), own if row.per_feature else ""
 
 
 def _drift(study: FeatureStudy) -> str:
@@ -186,21 +223,27 @@ def _options(command: str, *names: str) -> dict[str, str]:
 def _facts(study: FeatureStudy, row: CodeRow) -> list[tuple[str, str]]:
     """What the plots of a code show, in figures."""
     facts = [
-        ("Largest D", f"{_d(row.best, row.low, row.high)} at {_sd(row.threshold)}"),
-        ("D of the floats", _d(study.original, study.low, study.high)),
-        ("D above the floats'", _above(row)),
+        (text("Largest D"), _at(_d(row.best, row.low, row.high), row.threshold)),
+        (text("D of the floats"), _d(study.original, study.low, study.high)),
+        (text("D above the floats'"), _above(row)),
     ]
     best = max(row.accuracy, key=lambda one: one.mean, default=None)
     if best is not None:
-        facts.append(("Most accurate of those tried", f"{share(best.mean)} at {_sd(best.threshold)}"))
-    floats = study.accuracy_floats.mean
-    return [*facts, ("Original floats, same classifier", share(floats)), ("To code new data", row.file)]
+        facts.append((text("Most accurate of those tried"), _at(share(best.mean), best.threshold)))
+    floats = (text("Original floats, same classifier"), share(study.accuracy_floats.mean))
+    return [*facts, floats, (text("To code new data"), row.file)]
+
+
+def _at(value: str, threshold: float) -> str:
+    return text("{value} at {threshold}", value=value, threshold=_sd(threshold))
 
 
 def _above(row: CodeRow) -> str:
     """Where D is above that of the floats, in words."""
-    found = [f"{_sd(low)} to {_sd(high)}" for low, high in _improving(row)]
-    return figures.names(found) if found else f"at {'hardly any' if row.improving else 'no'} threshold"
+    found = [figures.span(_sd(low), _sd(high)) for low, high in _improving(row)]
+    if found:
+        return figures.names(found)
+    return text("at hardly any threshold") if row.improving else text("at no threshold")
 
 
 def _improving(row: CodeRow) -> list[tuple[float, float]]:
@@ -215,7 +258,7 @@ def _improving(row: CodeRow) -> list[tuple[float, float]]:
 
 
 def _d(value: float, low: float, high: float) -> str:
-    return f"{figures.significant(value)} ({figures.significant(low)} to {figures.significant(high)})"
+    return f"{figures.significant(value)} ({figures.span(figures.significant(low), figures.significant(high))})"
 
 
 def _sd(threshold: float) -> str:
@@ -225,6 +268,13 @@ def _sd(threshold: float) -> str:
 def _fixed(value: float) -> str:
     """A figure of a column with two decimals."""
     return f"{value:,.2f}".replace("-", "−") if math.isfinite(value) else figures.significant(value)
+
+
+def _kept(row: FeatureRow) -> tuple[str, str]:
+    """F of the binary and the ternary code over F of the floats; a dash where floats separate nothing."""
+    f = row.original - 0.5
+    binary, ternary = (_fixed((d - 0.5) / f) if f > 0 else figures.NONE for d in (row.binary, row.ternary))
+    return binary, ternary
 
 
 def _whole(part: float) -> str:
@@ -261,8 +311,8 @@ def _apart(study: FeatureStudy, row: CodeRow) -> Chart:
     drawable = [*row.mean, study.original, *((*row.worst, study.worst) if several else ()), row.low, row.high]
     across = _across([*row.thresholds, row.threshold])
     up = _up([value for value in drawable if math.isfinite(value)], steep=_STEEP)
-    x = encoded("x", across, "threshold, standard deviations", across.ticks(6), "~r")
-    y = encoded("y", up, f"D{', log scale' if up.log else ''}", up.ticks(6), tick_format(up))
+    x = encoded("x", across, text("threshold, standard deviations"), across.ticks(6), "~r")
+    y = encoded("y", up, on_log("D", up), up.ticks(6), tick_format(up))
     better = [{"x": low, "end": high} for low, high in _improving(row)]
     layers = [layer(better, {"type": "rect", "color": "var(--better)"}, x=x, x2={"field": "end"})]
     for values, original, color in reversed(curves):
@@ -271,12 +321,27 @@ def _apart(study: FeatureStudy, row: CodeRow) -> Chart:
         layers.append(layer(_points([(0, original)]), dashes, y=y))
         layers.append(layer(points, {"type": "line", "color": color, "strokeWidth": 2}, x=x, y=y))
     layers += _with_bars([(row.threshold, row.best, row.low, row.high)], x, y)
-    summary = (
-        f"Plot of D of {row.code} codes against the threshold: at most {figures.significant(row.best)} at "
-        f"{_sd(row.threshold)}, {figures.significant(study.original)} for floats; "
-        f"above floats {'from ' if _improving(row) else ''}{_above(row)}."
+    sentence = (
+        key(
+            "Plot of D of {code} codes against the threshold: at most {best} at {threshold}, {floats} for floats; "
+            "above floats from {above}."
+        )
+        if _improving(row)
+        else key(
+            "Plot of D of {code} codes against the threshold: at most {best} at {threshold}, {floats} for floats; "
+            "above floats {above}."
+        )
     )
-    return Chart("separation D", "all features together; larger is further apart", drawn(layers), (), summary)
+    summary = text(
+        sentence,
+        code=named(row.code),
+        best=figures.significant(row.best),
+        threshold=_sd(row.threshold),
+        floats=figures.significant(study.original),
+        above=_above(row),
+    )
+    detail = text("all features together; larger is further apart")
+    return Chart(text("separation D"), detail, drawn(layers), (), summary)
 
 
 def _accuracy(study: FeatureStudy, row: CodeRow) -> Chart:
@@ -290,28 +355,30 @@ def _accuracy(study: FeatureStudy, row: CodeRow) -> Chart:
     lines = [100 * floats] if math.isfinite(floats) else []
     across = _across([one.threshold for one in row.accuracy])
     up = _up([value for one in scaled for value in one if math.isfinite(value)] + lines)
-    x = encoded("x", across, "threshold, standard deviations", across.ticks(6), "~r")
-    y = encoded("y", up, "accuracy, %", [tick for tick in up.ticks(6) if 0 <= tick <= 100], "~r")
+    x = encoded("x", across, text("threshold, standard deviations"), across.ticks(6), "~r")
+    y = encoded("y", up, text("accuracy, %"), [tick for tick in up.ticks(6) if 0 <= tick <= 100], "~r")
     dashes = {"type": "rule", "color": "var(--front)", "strokeDash": [4, 3], "strokeWidth": 1.5}
     layers = [
         layer(_points((0, value) for value in lines), dashes, y=y),
         layer(_points(dot[:2] for dot in dots), {"type": "line", "color": "var(--front)", "strokeWidth": 2}, x=x, y=y),
         *_with_bars(dots, x, y),
-        *texts([_named(FLOATS, value, dots, across, up) for value in lines], x, y),
+        *texts([_named(text(FLOATS), value, dots, across, up) for value in lines], x, y),
     ]
-    told = figures.names(f"{share(one.mean)} at {_sd(one.threshold)}" for one in row.accuracy)
-    summary = (
-        f"Plot of the accuracy of 5 nearest neighbors on {row.code} codes against the threshold: {told}; floats: "
-        f"{share(floats)}."
+    summary = text(
+        "Plot of the accuracy of 5 nearest neighbors on {code} codes against the threshold: {told}; floats: {floats}.",
+        code=named(row.code),
+        told=figures.names(_at(share(one.mean), one.threshold) for one in row.accuracy),
+        floats=share(floats),
     )
-    return Chart("accuracy", "5 nearest neighbors, on the sample", drawn(layers), (), summary)
+    detail = text("5 nearest neighbors, on the sample")
+    return Chart(text("accuracy"), detail, drawn(layers), (), summary)
 
 
 def _named(
-    text: str, value: float, dots: Sequence[tuple[float, ...]], across: Axis, up: Axis
+    name: str, value: float, dots: Sequence[tuple[float, ...]], across: Axis, up: Axis
 ) -> dict[str, float | str]:
     """The name of a horizontal line, at one of its ends and above or below it, where it covers least."""
-    line, width, half = HEIGHT - up.at(value), 0.58 * FONT * len(text), 0.62 * FONT
+    line, width, half = HEIGHT - up.at(value), 0.58 * FONT * letters(name), 0.62 * FONT
     seen = [tuple(map(up.at, dot[1:])) for dot in dots if all(map(math.isfinite, dot))]
     places = [across.at(dot[0]) for dot in dots if all(map(math.isfinite, dot))]
     taken: list[Box] = [
@@ -332,7 +399,7 @@ def _named(
 
     x, y, align = min(corners, key=covered)
     back = {"x": across.back(x), "y": up.back(HEIGHT - y)}
-    return {**back, "align": align, "text": text, "color": "var(--muted)"}
+    return {**back, "align": align, "text": name, "color": "var(--muted)"}
 
 
 def _across(thresholds: Sequence[float]) -> Axis:

@@ -11,9 +11,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timezone
 
-from lowbit.pilot.record import Run, Score
+from lowbit.pilot.record import Kpi, Run, Score
+from lowbit.report.language import active, key, text
 
 NONE = "–"
+_METRICS = {"accuracy": key("accuracy"), "agreement": key("agreement"), "cosine": key("cosine")}
 
 
 def significant(value: float, digits: int = 3) -> str:
@@ -63,14 +65,21 @@ def percent(share: float) -> str:
 
 def shares(score: Score) -> str:
     """The 95 % interval of a share: ``98.12 to 98.90``, in percent."""
-    return f"{percent(score.low)} to {percent(score.high)}".replace(" %", "")
+    return span(percent(score.low), percent(score.high)).replace(" %", "")
+
+
+def span(low: str, high: str) -> str:
+    """From one figure to another."""
+    return text("{low} to {high}", low=low, high=high)
 
 
 def seconds(value: float) -> str:
     """A duration: ``93 s``, ``12 min``, ``1.5 h``."""
     if value < 120:
-        return f"{significant(value, 2)} s"
-    return f"{value / 60:.0f} min" if value < 5400 else f"{value / 3600:.1f} h"
+        return text("{number} s", number=significant(value, 2))
+    if value < 5400:
+        return text("{number} min", number=f"{value / 60:.0f}")
+    return text("{number} h", number=f"{value / 3600:.1f}")
 
 
 def headed(text: str) -> str:
@@ -92,16 +101,27 @@ def moment(started: str) -> str:
         time = datetime.fromisoformat(started.replace("Z", "+00:00"))
     except ValueError:
         return started
-    if time.tzinfo is None:
-        return f"{time.day} {time:%B %Y, %H:%M}"
-    time = time.astimezone(timezone.utc)
-    return f"{time.day} {time:%B %Y, %H:%M} UTC"
+    zone = "" if time.tzinfo is None else " UTC"
+    time = time.astimezone(timezone.utc) if zone else time
+    day = f"{time.year}年{time.month}月{time.day}日 {time:%H:%M}"
+    return f"{day if active() == 'ja' else f'{time.day} {time:%B %Y, %H:%M}'}{zone}"
 
 
 def names(items: Iterable[str]) -> str:
     """A list as a sentence has it: ``a, b and c``."""
     *rest, last = [*items] or [NONE]
-    return f"{', '.join(rest)} and {last}" if rest else last
+    return text("{first} and {last}", first=text(", ").join(rest), last=last) if rest else last
+
+
+def least(run: Run) -> float | None:
+    """The value of the metric that a plot draws a line at: the minimum, or the float model's less the tolerance.
+
+    None where only a tolerance is asked and the float model has no score.
+    """
+    if run.kpi.minimum is not None:
+        return run.kpi.minimum
+    scores = [trial.score.value for trial in run.trials if trial.recipe is None and trial.score]
+    return scores[0] - run.kpi.tolerance if scores and run.kpi.tolerance is not None else None
 
 
 @dataclass(frozen=True)
@@ -115,8 +135,8 @@ class Metric:
     @classmethod
     def of(cls, run: Run) -> Metric:
         """The run's metric; a plain number shows two digits of the narrowest interval, so that no row rounds away."""
-        name = run.kpi.metric
-        if name.lower().endswith(("accuracy", "agreement")):
+        name = text(_METRICS[run.kpi.metric]) if run.kpi.metric in _METRICS else run.kpi.metric
+        if run.kpi.metric.lower().endswith(("accuracy", "agreement")):
             return cls(name, share=True, decimals=2)
         scores = [score for trial in run.trials for score in (trial.score, trial.difference) if score]
         widths = [score.high - score.low for score in scores if 0 < score.high - score.low < math.inf]
@@ -135,7 +155,7 @@ class Metric:
     @property
     def title(self) -> str:
         """The metric's name with its unit, for an axis or a column."""
-        return f"{self.name}, %" if self.share else self.name
+        return text("{metric}, %", metric=self.name) if self.share else self.name
 
     def number(self, value: float) -> str:
         """A value without its unit."""
@@ -148,7 +168,7 @@ class Metric:
 
     def interval(self, score: Score) -> str:
         """The 95 % interval: ``91.08 to 92.15``."""
-        return f"{self.number(score.low)} to {self.number(score.high)}"
+        return span(self.number(score.low), self.number(score.high))
 
     def change(self, value: float) -> str:
         """A signed difference: ``−0.21 pp``, percentage points for a share."""
@@ -156,12 +176,26 @@ class Metric:
 
     def change_interval(self, score: Score) -> str:
         """The 95 % interval of a difference: ``−0.43 to +0.01``."""
-        return f"{self._signed(score.low)} to {self._signed(score.high)}"
+        return span(self._signed(score.low), self._signed(score.high))
 
     def minimum(self, value: float) -> str:
         """The asked minimum as it was asked: at least one decimal, and no digit rounded away."""
         text = f"{round(self.scale * value, 10):,.10f}".rstrip("0")
         return _minus(text + "0" if text.endswith(".") else text) + self.unit
+
+    def loss(self, value: float) -> str:
+        """A loss as it was asked: ``1.0 pp``, percentage points for a share."""
+        return self.minimum(value).removesuffix(self.unit) + (" pp" if self.share else "")
+
+    def asked(self, kpi: Kpi) -> str:
+        """What is asked of the metric: ``accuracy ≥ 96.0 %``, ``accuracy at most 1.0 pp below float``, or both."""
+        least = "" if kpi.minimum is None else f"≥ {self.minimum(kpi.minimum)}"
+        unit = " pp" if self.share else ""
+        lost = ""
+        if kpi.tolerance is not None:
+            most = f"{self.minimum(kpi.tolerance).removesuffix(self.unit)}{unit}"
+            lost = text("at most {most} below float", most=most)
+        return f"{self.name} {names(part for part in (least, lost) if part)}"
 
     def _signed(self, value: float) -> str:
         text = self.number(value)

@@ -14,21 +14,39 @@ from lowbit.report import figures
 from lowbit.report.axes import Axis, Box, place_label
 from lowbit.report.charts import FONT, HEIGHT, RIGHT, TOP, WIDTH, Chart, drawn, encoded, layer, texts
 from lowbit.report.figures import Metric
+from lowbit.report.language import key, of_record, sentences, several, text
 
 Trained: TypeAlias = "DistillationRow | SearchRow"
+OVER = (key("post-training"), key("factorization"))  # what can come before training
 _MOST_POINTS = 40  # epochs with a point each; more would be a blur
 
 
-def gain(row: Trained, metric: Metric, over: str = "post-training") -> str:
+def gain(row: Trained, metric: Metric, over: str = OVER[0]) -> str:
     """What training gained over what came before it alone, in one sentence."""
+    names = {"over": text(over), "metric": metric.name}
     if row.gain is None or row.post_training is None:
-        return f"What training gained over {over} alone is not known: the {metric.name} of that has no value."
-    change, interval = metric.change(row.gain.value), metric.change_interval(row.gain)
-    what = {1: "gained", -1: "lost"}.get(_direction(row.gain), "did not measurably change")
-    score = metric.value(row.post_training.value)
-    return (
-        f"Against {over} alone, which has {score}, training {what} {metric.name}: {change} (95 % interval "
-        f"{interval}, paired on the same {row.gain.samples:,} samples)."
+        return text("What training gained over {over} alone is not known: the {metric} of that has no value.", **names)
+    sentence = {
+        1: key(
+            "Against {over} alone, which has {score}, training gained {metric}: {change} (95 % interval {interval}, "
+            "paired on the same {samples} samples)."
+        ),
+        -1: key(
+            "Against {over} alone, which has {score}, training lost {metric}: {change} (95 % interval {interval}, "
+            "paired on the same {samples} samples)."
+        ),
+        0: key(
+            "Against {over} alone, which has {score}, training did not measurably change {metric}: {change} (95 % "
+            "interval {interval}, paired on the same {samples} samples)."
+        ),
+    }[_direction(row.gain)]
+    return text(
+        sentence,
+        score=metric.value(row.post_training.value),
+        change=metric.change(row.gain.value),
+        interval=metric.change_interval(row.gain),
+        samples=f"{row.gain.samples:,}",
+        **names,
     )
 
 
@@ -39,31 +57,58 @@ def _direction(score: Score) -> int:
 
 def way(row: DistillationRow) -> str:
     """What learned from what, and how close to the teacher it came."""
-    many = f"{len(row.epochs)} epoch{'' if len(row.epochs) == 1 else 's'}"
-    published = " as published" if row.exact else ""
-    source = "the labels" if row.loss == "labels" else f"the float model's outputs (loss {row.loss})"
-    learned = f"It learned from {source} for {many} with {row.quantizer} quantizers{published}"
-    return f"{learned}; epoch {row.best} was kept. {came(row)}".rstrip()
+    sentence = (
+        key("It learned from {source} for {epochs} with {quantizer} quantizers as published; epoch {best} was kept.")
+        if row.exact
+        else key("It learned from {source} for {epochs} with {quantizer} quantizers; epoch {best} was kept.")
+    )
+    learned = text(sentence, source=source(row), epochs=epochs(len(row.epochs)), quantizer=row.quantizer, best=row.best)
+    return sentences(learned, came(row))
+
+
+def source(row: Trained) -> str:
+    """What was learned from."""
+    if row.loss == "labels":
+        return text("the labels")
+    return text("the float model's outputs (loss {loss})", loss=row.loss)
+
+
+def epochs(number: int) -> str:
+    """``1 epoch``, ``8 epochs``."""
+    return several("{number} epoch", "{number} epochs", number)
 
 
 def came(row: Trained) -> str:
     """How close to the teacher the student was before training, and how close it came."""
     if row.before is None or row.after is None:
         return ""
-    what = "Same prediction as the teacher" if of_classes(row) else "Closeness to the teacher's outputs (1 at best)"
-    before, after = (agreement(value, row) for value in (row.before, row.after))
-    return f"{what} on held-out inputs: {before} before training, {after} after."
+    sentence = (
+        key("Same prediction as the teacher on held-out inputs: {before} before training, {after} after.")
+        if of_classes(row)
+        else key(
+            "Closeness to the teacher's outputs (1 at best) on held-out inputs: {before} before training, {after} "
+            "after."
+        )
+    )
+    return text(sentence, before=agreement(row.before, row), after=agreement(row.after, row))
 
 
 def teacher(row: DistillationRow) -> str:
     """What was found of the teacher."""
     found, facts = row.teacher, []
     if found.confidence is not None:
-        facts.append(f"its largest class probability is {figures.percent(found.confidence)} on average")
-    facts.append(f"under augmentation it agrees with itself by {agreement(found.agreement, row)}")
+        share = figures.percent(found.confidence)
+        facts.append(text("its largest class probability is {share} on average", share=share))
+    itself = agreement(found.agreement, row)
+    facts.append(text("under augmentation it agrees with itself by {agreement}", agreement=itself))
     if found.accuracy is not None:
-        facts.append(f"it predicts {figures.percent(found.accuracy)} of the labels")
-    return f"The teacher is the float model: {figures.names(facts)}, on held-out inputs."
+        facts.append(text("it predicts {share} of the labels", share=figures.percent(found.accuracy)))
+    return text("The teacher is the float model: {facts}, on held-out inputs.", facts=figures.names(facts))
+
+
+def concerns(row: DistillationRow) -> list[str]:
+    """Why the teacher is a weak one."""
+    return [text("A weak teacher: {concern}.", concern=of_record(concern)) for concern in row.teacher.concerns]
 
 
 def learns_delta(row: DistillationRow) -> bool:
@@ -73,7 +118,7 @@ def learns_delta(row: DistillationRow) -> bool:
 
 def bounds(low: float, high: float) -> str:
     """A range: ``−0.502 to 0.251``."""
-    return f"{figures.significant(low)} to {figures.significant(high)}"
+    return figures.span(figures.significant(low), figures.significant(high))
 
 
 def of_classes(row: Trained) -> bool:
@@ -88,7 +133,7 @@ def agreement(value: float, row: Trained) -> str:
 
 def agreement_unit(row: Trained) -> str:
     """What an axis of agreement is in."""
-    return "%" if of_classes(row) else "1 less relative squared error"
+    return "%" if of_classes(row) else text("1 less relative squared error")
 
 
 # The curves
@@ -140,18 +185,18 @@ class _Curve:
         for epoch, value in self.points:
             x, y = self.across.at(epoch), HEIGHT - self.up.at(value)
             taken.append((x - 5, y - 5, x + 5, y + 5))
-        text = f"epoch {self.kept} kept"
+        name = text("epoch {number} kept", number=self.kept)
         for epoch, value in self.points:
             if epoch == self.kept:
                 x, y = self.across.at(epoch), HEIGHT - self.up.at(value)
-                label = place_label(text, x, y, within=within, taken=taken, size=FONT)
+                label = place_label(name, x, y, within=within, taken=taken, size=FONT)
                 place = {"epoch": self.across.back(label.x), "value": self.up.back(HEIGHT - label.y)}
-                return [{**place, "text": text, "align": label.align, "color": "var(--ink)"}]
+                return [{**place, "text": name, "align": label.align, "color": "var(--ink)"}]
         return []
 
     def layers(self) -> list[dict[str, Any]]:
         """Back to front: the line, its points, and the name of the kept one."""
-        x = encoded("epoch", self.across, "epoch", [t for t in self.across.ticks(7) if t == int(t)], "d")
+        x = encoded("epoch", self.across, text("epoch"), [t for t in self.across.ticks(7) if t == int(t)], "d")
         y = encoded("value", self.up, self.unit, self.up.ticks(6), tick_format(self.up))
         line = [{"epoch": epoch, "value": value} for epoch, value in self.points]
         point = {"type": "point", "stroke": "var(--front)", "strokeWidth": 1.75, "opacity": 1}
@@ -171,12 +216,24 @@ def tick_format(axis: Axis) -> str:
 
 def _loss(row: Trained) -> _Curve:
     points = tuple((e.number, e.loss) for e in row.epochs if math.isfinite(e.loss))
-    what = "the labels" if row.loss == "labels" else "the float model's outputs"
-    ends = [f"{figures.significant(value)} in epoch {epoch}" for epoch, value in (*points[:1], *points[1:][-1:])]
+    detail = text("against the labels") if row.loss == "labels" else text("against the float model's outputs")
+    ends = [
+        text("{value} in epoch {epoch}", value=figures.significant(value), epoch=epoch)
+        for epoch, value in (*points[:1], *points[1:][-1:])
+    ]
     axis = loss_axis([value for _, value in points])
-    unit = f"loss ({row.loss}){', log scale' if axis.log else ''}"
-    summary = f"Plot of training loss by epoch: {figures.names(ends)}."
-    return _Curve("training loss", f"against {what}", unit, points, axis, row.best, summary)
+    summary = text("Plot of training loss by epoch: {figures}.", figures=figures.names(ends))
+    return _Curve(text("training loss"), detail, loss_unit(row.loss, axis), points, axis, row.best, summary)
+
+
+def loss_unit(loss: str, axis: Axis) -> str:
+    """What an axis of a loss is in."""
+    return on_log(text("loss ({loss})", loss=loss), axis)
+
+
+def on_log(title: str, axis: Axis) -> str:
+    """The title of an axis, which says where it is logarithmic."""
+    return text("{title}, log scale", title=title) if axis.log else title
 
 
 def loss_axis(values: list[float]) -> Axis:
@@ -196,18 +253,24 @@ def _score(row: Trained) -> _Curve:
     if not on_labels:
         found.insert(0, (0, row.before))
     points = tuple((epoch, scale * value) for epoch, value in found if value is not None and math.isfinite(value))
-    title = "accuracy on held-out labels" if on_labels else "agreement with the teacher"
+    title = text("accuracy on held-out labels") if on_labels else text("agreement with the teacher")
     told = [
-        f"{agreement(value / scale, row)} {f'in epoch {epoch}' if epoch else 'before training'}"
-        + (", which was kept" if epoch == row.best else "")
+        text(_said(epoch, row.best), value=agreement(value / scale, row), epoch=epoch)
         for epoch, value in points
         if epoch in (points[0][0], row.best, points[-1][0])
     ]
-    detail = "held-out inputs" if on_labels else "held-out inputs; epoch 0 is before training"
+    detail = text("held-out inputs") if on_labels else text("held-out inputs; epoch 0 is before training")
     axis = score_axis([value for _, value in points], of_classes=of_classes(row))
-    return _Curve(
-        title, detail, agreement_unit(row), points, axis, row.best, f"Plot of {title} by epoch: {figures.names(told)}."
-    )
+    summary = text("Plot of {title} by epoch: {figures}.", title=title, figures=figures.names(told))
+    return _Curve(title, detail, agreement_unit(row), points, axis, row.best, summary)
+
+
+def _said(epoch: int, best: int) -> str:
+    if epoch == best:
+        return (
+            key("{value} in epoch {epoch}, which was kept") if epoch else key("{value} before training, which was kept")
+        )
+    return key("{value} in epoch {epoch}") if epoch else key("{value} before training")
 
 
 def score_axis(values: list[float], *, of_classes: bool) -> Axis:

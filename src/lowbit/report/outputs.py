@@ -13,22 +13,32 @@ from lowbit.pilot.record import ComparedRow, ErrorsRow, OutputRow
 from lowbit.report import figures
 from lowbit.report.axes import Axis
 from lowbit.report.charts import HEIGHT, WIDTH, Chart, drawn, encoded, layer
-from lowbit.report.learning import tick_format
+from lowbit.report.language import key, of_record, sentences, text
+from lowbit.report.learning import epochs, tick_format
 
 NAMES = {  # of what is compared, in the order of the table
-    "float": "float model",
-    "curve": "float model that returns points",
-    "direct": "direct output, 8 bits",
-    "wide": "direct output, 16 bits",
-    "trained": "direct output, 8 bits, trained as long",
-    "fold": "fold of four, no training",
-    "post-trained": "this variant before it was distilled",
-    "variant": "this variant",
+    "float": key("float model"),
+    "curve": key("float model that returns points"),
+    "direct": key("direct output, 8 bits"),
+    "wide": key("direct output, 16 bits"),
+    "trained": key("direct output, 8 bits, trained as long"),
+    "fold": key("fold of four, no training"),
+    "post-trained": key("this variant before it was distilled"),
+    "variant": key("this variant"),
 }
-_WOULD_DO = {  # instead of a path, and what follows from it
-    "trained": ("A direct output that is trained as long", ": what gains is training, and not the path"),
-    "fold": ("A fold", ", and needs no training: path: fold4"),
-    "wide": ("A direct output of 16 bits", ": where the device can return 16 bits, no path is needed"),
+_WOULD_DO = {  # instead of a path, and what follows from it: as good, better
+    "trained": (
+        key("A direct output that is trained as long is as good: what gains is training, and not the path"),
+        key("A direct output that is trained as long is better: what gains is training, and not the path"),
+    ),
+    "fold": (
+        key("A fold is as good, and needs no training: path: fold4"),
+        key("A fold is better, and needs no training: path: fold4"),
+    ),
+    "wide": (
+        key("A direct output of 16 bits is as good: where the device can return 16 bits, no path is needed"),
+        key("A direct output of 16 bits is better: where the device can return 16 bits, no path is needed"),
+    ),
 }
 _ALIKE = 1.02  # times an error that is as large
 _TELLS = 0.9  # of the RMSE, without the least sure numbers: then the distance tells something
@@ -43,64 +53,96 @@ _PLANES = {2: ((0, 1),), 3: ((0, 1), (1, 2))}  # pairs of channels that are draw
 def bought(row: OutputRow) -> str:
     """What the path bought over a direct 8-bit output, or why there is none."""
     if not row.path:
-        return f"{row.reason[:1].upper()}{row.reason[1:]}."
+        reason = of_record(row.reason)
+        return text("{reason}.", reason=f"{reason[:1].upper()}{reason[1:]}")
     ours, direct, before = (_of(row, what) for what in ("variant", "direct", "float"))
     assert ours is not None
     if direct is not None and direct.quantization is not None and ours.quantization is not None:
-        return (
-            f"Against a direct 8-bit output, {row.path} made all of the error {_changed(direct.errors, ours.errors)}; "
-            f"of it, what quantization adds is {_changed(direct.quantization, ours.quantization)}."
+        return text(
+            "Against a direct 8-bit output, {path} made all of the error {all}; of it, what quantization adds is "
+            "{added}.",
+            path=row.path,
+            all=_changed(direct.errors, ours.errors),
+            added=_changed(direct.quantization, ours.quantization),
         )
     if before is not None:
-        return f"Against the float model, the error is {_changed(before.errors, ours.errors)}: {row.path}, 8 bits."
-    off = f"RMSE {figures.significant(ours.errors.rmse)}, robust SD {figures.significant(ours.errors.robust_sd)}"
-    return f"With {row.path}, outputs differ from the float model's by {off}."
+        changed = _changed(before.errors, ours.errors)
+        return text("Against the float model, the error is {changed}: {path}, 8 bits.", changed=changed, path=row.path)
+    return text(
+        "With {path}, outputs differ from the float model's by RMSE {rmse}, robust SD {robust_sd}.",
+        path=row.path,
+        rmse=figures.significant(ours.errors.rmse),
+        robust_sd=figures.significant(ours.errors.robust_sd),
+    )
 
 
 def _changed(before: ErrorsRow, after: ErrorsRow) -> str:
-    return f"{_times(before.robust_sd, after.robust_sd)} by robust SD and {_times(before.rmse, after.rmse)} by RMSE"
+    return text(
+        "{robust_sd} by robust SD and {rmse} by RMSE",
+        robust_sd=_times(before.robust_sd, after.robust_sd),
+        rmse=_times(before.rmse, after.rmse),
+    )
 
 
 def _times(before: float, after: float) -> str:
     """How much smaller or larger an error became: ``2.3× smaller``."""
     if after <= 0 or before <= 0:
-        return "as large" if before == after else "gone" if after <= 0 else "new"
+        return text("as large") if before == after else text("gone") if after <= 0 else text("new")
     ratio = max(before / after, after / before)
     if ratio < 1.005:
-        return "as large"
+        return text("as large")
     figure = f"{ratio:.2f}×" if ratio < 2 else f"{ratio:.1f}×" if ratio < 99.95 else f"{ratio:,.0f}×"
-    return f"{figure} {'smaller' if after < before else 'larger'}"
+    return text("{times} smaller", times=figure) if after < before else text("{times} larger", times=figure)
 
 
 def way(row: OutputRow) -> str:
     """The path, its range, and how the network learned it; empty without one."""
     if not row.path:
         return ""
-    why = row.reason.removeprefix(f"{row.path}: ")
-    chosen = f"The path was chosen by the noise: {why}." if why else "The path was given."
-    spread = {"linear": "", "log": ", spread by the logarithm", "inverse": ", spread by the inverse"}
-    size = f"It is {figures.significant(row.length)} times as long as the range of one channel"
-    gap = "" if row.spacing is None else f", and its branches lie {figures.significant(row.spacing)} of that apart"
-    return f"{chosen} {size}{gap}. Range: {_range(row)}{spread.get(row.transform, '')}. {_training(row)}"
+    why = of_record(row.reason).removeprefix(f"{row.path}: ")
+    chosen = text("The path was chosen by the noise: {why}.", why=why) if why else text("The path was given.")
+    length, ends = figures.significant(row.length), _range(row)
+    size = text("It is {length} times as long as the range of one channel.", length=length)
+    if row.spacing is not None:
+        size = text(
+            "It is {length} times as long as the range of one channel, and its branches lie {spacing} of that apart.",
+            length=length,
+            spacing=figures.significant(row.spacing),
+        )
+    spread = {
+        "log": key("Range: {range}, spread by the logarithm."),
+        "inverse": key("Range: {range}, spread by the inverse."),
+    }.get(row.transform, key("Range: {range}."))
+    return sentences(chosen, size, text(spread, range=ends), _training(row))
 
 
 def _range(row: OutputRow) -> str:
-    ends = [f"{figures.significant(a)} to {figures.significant(b)}" for a, b in zip(row.low, row.high, strict=False)]
-    return figures.names(ends[:6]) if len(ends) <= 6 else f"{len(ends)} quantities, the first from {ends[0]}"
+    ends = [
+        figures.span(figures.significant(a), figures.significant(b)) for a, b in zip(row.low, row.high, strict=False)
+    ]
+    if len(ends) <= 6:
+        return figures.names(ends)
+    return text("{number} quantities, the first from {ends}", number=len(ends), ends=ends[0])
 
 
 def _training(row: OutputRow) -> str:
     if row.taught is None:
-        return "Nothing was trained."
-    source = "the float model's outputs" if row.taught else "the labels"
-    many = f"{len(row.epochs)} epoch{'' if len(row.epochs) == 1 else 's'}"
-    told = f"The network learned it from {source} for {many} (loss {row.loss}), and epoch {row.best} was kept."
+        return text("Nothing was trained.")
+    told = text(
+        "The network learned it from {source} for {epochs} (loss {loss}), and epoch {best} was kept.",
+        source=text("the float model's outputs") if row.taught else text("the labels"),
+        epochs=epochs(len(row.epochs)),
+        loss=row.loss,
+        best=row.best,
+    )
     if row.before is None or row.after is None:
         return told
-    return (
-        f"{told} Mean error on held-out data, in float: {figures.percent(row.before)} of the range before, "
-        f"{figures.percent(row.after)} after."
+    error = text(
+        "Mean error on held-out data, in float: {before} of the range before, {after} after.",
+        before=figures.percent(row.before),
+        after=figures.percent(row.after),
     )
+    return sentences(told, error)
 
 
 def cautions(row: OutputRow) -> list[str]:
@@ -113,17 +155,22 @@ def cautions(row: OutputRow) -> list[str]:
         typical, worst = (getattr(direct.errors, name) - getattr(ours.errors, name) for name in ("robust_sd", "rmse"))
         if worst < 0 < typical:
             told.append(
-                f"RMSE got worse while robust SD got better: {figures.percent(ours.errors.flips)} of the numbers lie "
-                "on another branch of the path (flips), and each of them is far off. Judge by the figure that your "
-                "task is judged by; fewer rows, or a fold, have fewer flips or none"
+                text(
+                    "RMSE got worse while robust SD got better: {share} of the numbers lie on another branch of the "
+                    "path (flips), and each of them is far off. Judge by the figure that your task is judged by; fewer "
+                    "rows, or a fold, have fewer flips or none",
+                    share=figures.percent(ours.errors.flips),
+                )
             )
         elif worst < 0 and typical < 0:
-            told.append("The path made the error larger, by either figure: keep the direct output")
+            told.append(text("The path made the error larger, by either figure: keep the direct output"))
     if before is not None and curve is not None and curve.errors.rmse > 1.1 * before.errors.rmse:
         told.append(
-            f"In float already, the network that returns points has {_times(before.errors.rmse, curve.errors.rmse)} "
-            "RMSE than the direct one: it did not learn the path; a shorter one, more epochs or more data help more "
-            "than bits"
+            text(
+                "In float already, the network that returns points has {larger} RMSE than the direct one: it did not "
+                "learn the path; a shorter one, more epochs or more data help more than bits",
+                larger=_times(before.errors.rmse, curve.errors.rmse),
+            )
         )
     return told
 
@@ -135,26 +182,31 @@ def advice(row: OutputRow) -> list[str]:
         return []
     if not row.path:
         return [
-            "A fold needs no training, and takes only the output's steps away: give a variant path: fold4",
-            "Where noise is what refused, more bits in the layers before help; where the network's own error is, "
-            "no output does",
+            text("A fold needs no training, and takes only the output's steps away: give a variant path: fold4"),
+            text(
+                "Where noise is what refused, more bits in the layers before help; where the network's own error is, "
+                "no output does"
+            ),
         ]
     told = []
-    for what, (name, why) in _WOULD_DO.items():
+    for what, (as_good, better) in _WOULD_DO.items():
         other = _of(row, what)
         if other is not None and _no_worse(other.errors, ours.errors, _ALIKE):
-            better = _no_worse(other.errors, ours.errors, 1 / _ALIKE)
-            told.append(f"{name} is {'better' if better else 'as good'}{why}")
+            told.append(text(better if _no_worse(other.errors, ours.errors, 1 / _ALIKE) else as_good))
     rmse = dict(row.confidence)
     if row.corners and len(row.corners[0]) == 2 and _SURE in rmse and 1.0 in rmse:  # else no file returns it
         if rmse[_SURE] < _TELLS * rmse[1.0]:
-            all_of, rest = figures.significant(rmse[1.0]), figures.significant(rmse[_SURE])
             told.append(
-                f"Without the {figures.percent(1 - _SURE)} of the numbers that lie farthest from the path, RMSE is "
-                f"{rest} instead of {all_of}: with confidence: true the file returns that distance too"
+                text(
+                    "Without the {share} of the numbers that lie farthest from the path, RMSE is {rest} instead of "
+                    "{all}: with confidence: true the file returns that distance too",
+                    share=figures.percent(1 - _SURE),
+                    rest=figures.significant(rmse[_SURE]),
+                    all=figures.significant(rmse[1.0]),
+                )
             )
         else:
-            told.append("The distance from the path does not tell which numbers are wrong: leave confidence out")
+            told.append(text("The distance from the path does not tell which numbers are wrong: leave confidence out"))
     return told
 
 
@@ -173,12 +225,16 @@ def compared(row: OutputRow) -> list[tuple[str, ComparedRow]]:
     """What is compared, by name, in the order of the table."""
     places = {what: i for i, what in enumerate(NAMES)}
     rows = sorted(row.compared, key=lambda one: places.get(one.what, len(places)))
-    return [(NAMES.get(one.what, one.what), one) for one in rows]
+    return [(_named(one.what), one) for one in rows]
 
 
 def left_out(row: OutputRow) -> list[tuple[str, str]]:
     """Controls that are missing, with the reason."""
-    return [(NAMES.get(what, what), reason) for what, reason in row.left_out.items()]
+    return [(_named(what), of_record(reason)) for what, reason in row.left_out.items()]
+
+
+def _named(what: str) -> str:
+    return text(NAMES[what]) if what in NAMES else what
 
 
 def images(row: OutputRow) -> bool:
@@ -213,8 +269,8 @@ def _path(row: OutputRow, first: int, second: int) -> Chart:
     wide = WIDTH / HEIGHT / 2  # a square keeps its sides
     axes = Axis(0.5 - wide, 0.5 + wide, WIDTH), Axis(0, 1, HEIGHT)
     ticks = [0, 0.25, 0.5, 0.75, 1]
-    x = encoded("x", axes[0], f"channel {first + 1}", ticks, ".2f")
-    y = encoded("y", axes[1], f"channel {second + 1}", ticks, ".2f")
+    x = encoded("x", axes[0], text("channel {number}", number=first + 1), ticks, ".2f")
+    y = encoded("y", axes[1], text("channel {number}", number=second + 1), ticks, ".2f")
     line = [{"x": corner[first], "y": corner[second], "order": i} for i, corner in enumerate(row.corners)]
     dots: list[dict[str, Any]] = []  # one line with gaps: a point weighs 15 bytes, and as a mark of its own 200
     for i, point in enumerate(row.points):
@@ -228,12 +284,16 @@ def _path(row: OutputRow, first: int, second: int) -> Chart:
         ),
         layer(dots, dot, x=x, y=y, **order),
     ]
-    title = (
-        "the path, and points of the network" if len(row.corners[0]) == 2 else f"channels {first + 1} and {second + 1}"
-    )
-    detail = f"{len(row.points):,} numbers of the test data, as codes of the file"
-    summary = (
-        f"Plot of {row.path} in channels {first + 1} and {second + 1}, with {len(row.points):,} points of the network."
+    shown = {"first": first + 1, "second": second + 1}
+    plane = len(row.corners[0]) == 2
+    title = text("the path, and points of the network") if plane else text("channels {first} and {second}", **shown)
+    number = f"{len(row.points):,}"
+    detail = text("{number} numbers of the test data, as codes of the file", number=number)
+    summary = text(
+        "Plot of {path} in channels {first} and {second}, with {number} points of the network.",
+        path=row.path,
+        number=number,
+        **shown,
     )
     return Chart(title, detail, drawn(layers), (), summary)
 
@@ -244,14 +304,18 @@ def _confidence(row: OutputRow) -> Chart:
     across = Axis(100 * min(shares), 100 * max(shares), WIDTH)
     high = max(value for value in values if math.isfinite(value))
     up = Axis(0, 1.08 * high if high > 0 else 1.0, HEIGHT)
-    x = encoded("share", across, "nearest to the path, % of the numbers", across.ticks(6), "~r")
+    x = encoded("share", across, text("nearest to the path, % of the numbers"), across.ticks(6), "~r")
     y = encoded("value", up, "RMSE", up.ticks(6), tick_format(up))
     rows = [{"share": 100 * share, "value": value} for share, value in row.confidence]
     point = {"type": "point", "stroke": "var(--front)", "fill": "var(--panel)", "strokeWidth": 1.75, "opacity": 1}
     layers = [layer(rows, {"type": "line", "color": "var(--front)"}, x=x, y=y), layer(rows, point, x=x, y=y)]
     least, most = row.confidence[-1], row.confidence[0]
     told = [
-        f"{figures.significant(value)} for {figures.percent(share)} of the numbers" for share, value in (most, least)
+        text("{rmse} for {share} of the numbers", rmse=figures.significant(value), share=figures.percent(share))
+        for share, value in (most, least)
     ]
-    detail = "without the numbers that lie farthest from the path"
-    return Chart("confidence", detail, drawn(layers), (), f"Plot of RMSE {detail}: {figures.names(told)}.")
+    detail = text("without the numbers that lie farthest from the path")
+    summary = text(
+        "Plot of RMSE without the numbers that lie farthest from the path: {figures}.", figures=figures.names(told)
+    )
+    return Chart(text("confidence"), detail, drawn(layers), (), summary)

@@ -31,21 +31,33 @@ from lowbit.report.charts import (
     plain,
     texts,
 )
-from lowbit.report.learning import agreement, agreement_unit, came, loss_axis, of_classes, score_axis, tick_format
+from lowbit.report.language import key, of_record, sentences, several, text
+from lowbit.report.learning import (
+    agreement,
+    agreement_unit,
+    came,
+    loss_axis,
+    loss_unit,
+    of_classes,
+    on_log,
+    score_axis,
+    source,
+    tick_format,
+)
 
 Figure = Literal["loss", "agreement"]
 SHAPES = {"found": "circle", "candidate": "diamond", "uniform": "square", "front": "circle"}
 COLORS = {"found": "meets", "candidate": "borderline", "uniform": "float", "front": "front"}
 _COSTS = {  # of a budget: name, unit of the axis, how much of it is one, Vega's number format
     "bops": ("BOPs", "BOPs", 1.0, "~s"),
-    "bytes": ("bytes of weights", "MB", 1e-6, ",~r"),
-    "file": ("bytes of weights in the file", "MB", 1e-6, ",~r"),
-    "latency": ("latency", "ms", 1.0, ",~r"),
+    "bytes": (key("bytes of weights"), "MB", 1e-6, ",~r"),
+    "file": (key("bytes of weights in the file"), "MB", 1e-6, ",~r"),
+    "latency": (key("latency"), "ms", 1.0, ",~r"),
 }
 _BY = {
-    "knapsack": "the exact solution for the sensitivities, and no exploring",
-    "surrogate": "exploring around the exact solution for the sensitivities (surrogate)",
-    "policy": "the published controller (policy)",
+    "knapsack": key("the exact solution for the sensitivities, and no exploring"),
+    "surrogate": key("exploring around the exact solution for the sensitivities (surrogate)"),
+    "policy": key("the published controller (policy)"),
 }
 _LEAST_SPAN, _MOST_SPAN = 10.0, 1e4  # of sensitivities, from no shade to the strongest
 
@@ -55,7 +67,7 @@ _LEAST_SPAN, _MOST_SPAN = 10.0, 1e4  # of sensitivities, from no shade to the st
 
 def cost_name(cost: str) -> str:
     """What a cost is called."""
-    return _COSTS[cost][0] if cost in _COSTS else cost
+    return text(_COSTS[cost][0]) if cost in _COSTS else cost
 
 
 def cost(kind: str, value: float) -> str:
@@ -78,22 +90,48 @@ def spent(row: SearchRow) -> str:
 def spending(budgets: Mapping[str, float], costs: Mapping[str, float]) -> str:
     """What of each budget some costs spend."""
     told = [
-        f"{figures.percent(costs[kind] / most)} of the budget for {cost_name(kind)} ({cost(kind, most)})"
+        text(
+            "{share} of the budget for {cost} ({most})",
+            share=figures.percent(costs[kind] / most),
+            cost=cost_name(kind),
+            most=cost(kind, most),
+        )
         for kind, most in budgets.items()
     ]
-    return f"It spends {figures.names(told)}."
+    return text("It spends {shares}.", shares=figures.names(told))
 
 
 def way(row: SearchRow) -> str:
     """How the formats were found."""
-    layers = sum(map(len, row.layers))
-    decided = many(layers, "layer") + ("" if layers == len(row.layers) else f" in {many(len(row.layers), 'decision')}")
-    tried = f" {many(row.samples, 'assignment')} of formats were tried while weights learned." if row.samples else ""
-    taken = "had the lowest loss on held-out inputs within the budget" if row.found.fits else "is over the budget"
-    return (
-        f"Formats of {decided} were chosen from {figures.names(row.choices)} by {_BY.get(row.by, row.by)}.{tried} "
-        f"Of {many(len(row.candidates), 'candidate')} the one that was taken, {row.found.name}, {taken}."
+    number, decisions = sum(map(len, row.layers)), len(row.layers)
+    decided = layers(number)
+    if number != decisions:
+        decided = several("{layers} in {number} decision", "{layers} in {number} decisions", decisions, layers=decided)
+    chosen = text(
+        "Formats of {layers} were chosen from {choices} by {means}.",
+        layers=decided,
+        choices=figures.names(row.choices),
+        means=text(_BY[row.by]) if row.by in _BY else row.by,
     )
+    tried = several(
+        "{count} assignment of formats was tried while weights learned.",
+        "{count} assignments of formats were tried while weights learned.",
+        row.samples,
+        count=f"{row.samples:,}",
+    )
+    of = several("Of {count} candidate", "Of {count} candidates", len(row.candidates), count=f"{len(row.candidates):,}")
+    sentence = (
+        key("{of} the one that was taken, {name}, had the lowest loss on held-out inputs within the budget.")
+        if row.found.fits
+        else key("{of} the one that was taken, {name}, is over the budget.")
+    )
+    taken = text(sentence, of=of, name=of_record(row.found.name))
+    return sentences(chosen, tried if row.samples else "", taken)
+
+
+def layers(number: int) -> str:
+    """``1 layer``, ``19 layers``."""
+    return several("{count} layer", "{count} layers", number, count=f"{number:,}")
 
 
 def beside_uniform(row: SearchRow) -> str:
@@ -103,20 +141,29 @@ def beside_uniform(row: SearchRow) -> str:
         return ""
     best = min(uniform, key=lambda p: math.inf if p.loss is None else p.loss)
     if best.choices == row.found.choices:
-        return f"It is {best.choices[0]} everywhere: no mix of formats that was compared is better."
-    return (
-        f"Before training by itself it has a loss of {number(row.found.loss)}, and {best.choices[0]} everywhere, the "
-        f"best single format within the budget, {number(best.loss)}."
+        return text("It is {format} everywhere: no mix of formats that was compared is better.", format=best.choices[0])
+    return text(
+        "Before training by itself it has a loss of {loss}, and {format} everywhere, the best single format within the "
+        "budget, {uniform}.",
+        loss=number(row.found.loss),
+        format=best.choices[0],
+        uniform=number(best.loss),
     )
 
 
 def training(row: SearchRow) -> str:
     """How the found assignment was trained by itself, after exploring."""
     if not row.epochs:
-        return "No steps were left to train the found assignment by itself."
-    source = "the labels" if row.loss == "labels" else f"the float model's outputs (loss {row.loss})"
-    learned = f"Then it learned by itself from {source} for {many(len(row.epochs), 'pass', 'passes')}; "
-    return f"{learned}number {row.best} was kept. {came(row)}".rstrip()
+        return text("No steps were left to train the found assignment by itself.")
+    learned = several(
+        "Then it learned by itself from {source} for {count} pass; number {best} was kept.",
+        "Then it learned by itself from {source} for {count} passes; number {best} was kept.",
+        len(row.epochs),
+        source=source(row),
+        count=f"{len(row.epochs):,}",
+        best=row.best,
+    )
+    return sentences(learned, came(row))
 
 
 def number(value: float | None) -> str:
@@ -130,12 +177,10 @@ def number(value: float | None) -> str:
 
 def members(layers: tuple[str, ...]) -> str:
     """The layers of a decision; of many, the first ones."""
-    return ", ".join(layers[:3]) + (f" and {len(layers) - 3} more" if len(layers) > 3 else "")
-
-
-def many(count: int, one: str, several: str = "") -> str:
-    """A count with its noun: ``1 layer``, ``2 layers``."""
-    return f"{count:,} {one if count == 1 else several or one + 's'}"
+    first = ", ".join(layers[:3])
+    if len(layers) <= 3:
+        return first
+    return text("{layers} and {number} more", layers=first, number=len(layers) - 3)
 
 
 # Sensitivities, and how the policy moved
@@ -168,11 +213,14 @@ def strip(row: SearchRow, decision: int) -> list[tuple[int, str]]:
 def moved(row: SearchRow, decision: int) -> str:
     """The same in words: the largest share at the start, and the one at the end."""
     told = []
-    for when, window in (("at first", row.movement[0]), ("in the end", row.movement[-1])):
+    for sentence, window in (
+        (key("at first {choice} in {share}"), row.movement[0]),
+        (key("in the end {choice} in {share}"), row.movement[-1]),
+    ):
         shares = window[decision]
         most = max(range(len(shares)), key=lambda choice: shares[choice])
-        told.append(f"{when} {row.choices[most]} in {figures.percent(shares[most])}")
-    return ", ".join(told)
+        told.append(text(sentence, choice=row.choices[most], share=figures.percent(shares[most])))
+    return text(", ").join(told)
 
 
 # The front
@@ -181,8 +229,8 @@ def moved(row: SearchRow, decision: int) -> str:
 def points(row: SearchRow) -> list[tuple[str, PointRow]]:
     """Every assignment that was judged, once, with the kind of its mark: candidates first, then the front."""
     kinds: dict[tuple[str, ...], tuple[str, PointRow]] = {row.found.choices: ("found", row.found)}
-    for kind, several in (("candidate", row.candidates), ("front", row.front)):
-        for point in several:
+    for kind, judged in (("candidate", row.candidates), ("front", row.front)):
+        for point in judged:
             uniform = kind == "candidate" and len(set(point.choices)) == 1
             kinds.setdefault(point.choices, ("uniform" if uniform else kind, point))
     return [*kinds.values()]
@@ -253,26 +301,42 @@ class _Front:
         return self.across.at(point.cost), HEIGHT - self.up.at(point.value)
 
     def chart(self) -> Chart:
-        title = f"{self.figure if self.figure == 'loss' else 'agreement with the float model'} against {self.unit[0]}"
-        found = next((p.point for p in self.points if p.kind == "found"), None)
-        told = f" Found: {found.name}, {'; '.join(' '.join(f) for f in self.facts(found))}." if found else ""
-        return Chart(
-            title,
-            "held-out inputs, in shared weights",
-            drawn(self.layers()),
-            tuple(self.mark(p) for p in self.points),
-            f"Plot of {title}: {many(len(self.points), 'assignment')}.{told}",
+        sentence = (
+            key("loss against {cost}")
+            if self.figure == "loss"
+            else key("agreement with the float model against {cost}")
         )
+        title = text(sentence, cost=text(self.unit[0]))
+        count = len(self.points)
+        told = several(
+            "Plot of {title}: {count} assignment.",
+            "Plot of {title}: {count} assignments.",
+            count,
+            title=title,
+            count=f"{count:,}",
+        )
+        found = next((p.point for p in self.points if p.kind == "found"), None)
+        if found:
+            facts = text("; ").join(" ".join(fact) for fact in self.facts(found))
+            told = sentences(told, text("Found: {name}, {facts}.", name=of_record(found.name), facts=facts))
+        detail = text("held-out inputs, in shared weights")
+        return Chart(title, detail, drawn(self.layers()), tuple(self.mark(p) for p in self.points), told)
 
     def mark(self, p: _Place) -> Mark:
         left, top = place(*self.at(p))
-        return Mark(f"v{self.trial}p{p.number}", p.point.name, p.kind, left, top, self.facts(p.point))
+        return Mark(f"v{self.trial}p{p.number}", of_record(p.point.name), p.kind, left, top, self.facts(p.point))
 
     def facts(self, point: PointRow) -> tuple[tuple[str, str], ...]:
         """What the card of a point says."""
         scored = "" if point.agreement is None else agreement(point.agreement, self.row)
         costs = [(cost_name(kind), cost(kind, point.costs[kind])) for kind in self.row.budgets if kind in point.costs]
-        facts = (("loss", number(point.loss)), ("agreement", scored), *costs, ("budget", _fits(point)))
+        kept = text("kept") if point.fits else text("exceeded")
+        facts = (
+            (text("loss"), number(point.loss)),
+            (text("agreement"), scored),
+            *costs,
+            (text("budget"), kept),
+        )
         return tuple(fact for fact in facts if fact[1])
 
     def labels(self) -> list[dict[str, Any]]:
@@ -281,33 +345,32 @@ class _Front:
         budget = self.across.at(self.most)
         taken: list[Box] = [(budget - 1, 0, budget + 1, HEIGHT)]
         taken += [(x - 6, y - 6, x + 6, y + 6) for x, y in map(self.at, self.points)]
-        above = place_label("budget", budget, 6, within=within, taken=taken, size=FONT)
-        found = [("budget", above)]
+        limit = text("budget")
+        above = place_label(limit, budget, 6, within=within, taken=taken, size=FONT)
+        found = [(limit, above, "var(--muted)")]
         taken.append(above.box)
         for p in sorted(self.points, key=lambda p: p.kind != "found"):
             if p.kind in ("found", "uniform"):
-                name = "found" if p.kind == "found" else p.point.choices[0]
+                name = text("found") if p.kind == "found" else p.point.choices[0]
                 label = place_label(_short(name), *self.at(p), within=within, taken=taken, size=FONT)
                 if label.free or p.kind == "found":
                     taken.append(label.box)
-                    found.append((_short(name), label))
+                    found.append((_short(name), label, "var(--ink)"))
         return [
             {
-                "text": text,
+                "text": name,
                 "cost": self.across.back(label.x),
                 "value": self.up.back(HEIGHT - label.y),
                 "align": label.align,
-                "color": "var(--muted)" if text == "budget" else "var(--ink)",
+                "color": color,
             }
-            for text, label in found
+            for name, label, color in found
         ]
 
     def layers(self) -> list[dict[str, Any]]:
         """Back to front: what is over the budget, the budget, the front's line, points, names."""
-        unit = self.unit[1] + (", log scale" if self.across.log else "")
-        x = encoded("cost", self.across, unit, self.across.ticks(6), self.unit[3])
-        what = f"loss ({self.row.loss}){', log scale' if self.up.log else ''}"
-        what = what if self.figure == "loss" else agreement_unit(self.row)
+        x = encoded("cost", self.across, on_log(self.unit[1], self.across), self.across.ticks(6), self.unit[3])
+        what = loss_unit(self.row.loss, self.up) if self.figure == "loss" else agreement_unit(self.row)
         y = encoded("value", self.up, what, self.up.ticks(6), tick_format(self.up))
         over = [{"cost": self.across.inside(self.most), "end": self.across.high}]
         on_front = {point.choices for point in self.row.front}
@@ -344,7 +407,3 @@ class _Front:
 
 def _short(name: str) -> str:
     return name if len(name) <= 18 else name[:17] + "…"
-
-
-def _fits(point: PointRow) -> str:
-    return "kept" if point.fits else "exceeded"

@@ -1,0 +1,243 @@
+"""Which methods fit this model, its data and its runtime, judged from what the run recorded.
+
+Each method gets a plain sentence that says why it fits or not, the variants that used it, and where none did the lines
+that a pilot file needs to try it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from lowbit.pilot.record import LayerRow, Run, Trial
+from lowbit.report import decision, figures
+from lowbit.report.changes import on_integers
+from lowbit.report.language import several, text
+from lowbit.report.risks import FLOAT, bits
+
+Fit = Literal["fits", "maybe", "no"]
+SHAPES: dict[Fit, str] = {"fits": "meets", "maybe": "borderline", "no": "failed"}  # the page's symbols
+_SPREAD = 6.0  # dB of SQNR between layers, about one bit: below it all layers want the same format
+_SHARE = 0.3  # of the MACs in convolutions: below it chains save little
+_WIDE = 256  # features: from here on packing them into bits saves memory worth speaking of
+_LAYERS = 4  # the fewest that a search is worth
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method: whether it fits, why, the variants that used it, and what to write to try it."""
+
+    name: str
+    fit: Fit
+    why: str
+    used: tuple[str, ...]
+    line: str
+
+
+def word(fit: Fit) -> str:
+    """The fit as the page says it."""
+    return {"fits": text("fits"), "maybe": text("maybe"), "no": text("does not fit")}[fit]
+
+
+def methods(run: Run) -> list[Method]:
+    """Every method, in the order in which one would try them."""
+    layers = _layers(run)
+    return [
+        _eight(run, layers),
+        _four(run, layers),
+        _floats(run, layers),
+        _distill(run),
+        _search(run, layers),
+        _factorize(run, layers),
+        _output(run),
+        _features(run, layers),
+    ]
+
+
+def _layers(run: Run) -> tuple[LayerRow, ...]:
+    """The layers of the network as it came, or of the variant that has the most of them."""
+    reference = decision.baseline(run)
+    if reference and reference.layers:
+        return reference.layers
+    return max((trial.layers for trial in run.trials), key=len, default=())
+
+
+def _used(run: Run, used: Callable[[Trial], Any]) -> tuple[str, ...]:
+    return tuple(trial.name for trial in decision.variants(run) if used(trial))
+
+
+def _weights(trial: Trial) -> set[str]:
+    return {row.weights for row in trial.layers if row.weights != FLOAT}
+
+
+def _is_integer(fmt: str) -> bool:
+    return fmt.startswith(("int", "mid"))
+
+
+def _eight(run: Run, layers: tuple[LayerRow, ...]) -> Method:
+    used = _used(run, lambda trial: any(_is_integer(fmt) and bits(fmt) == 8 for fmt in _weights(trial)))
+    why = several(
+        "{number} layer has weights, and runtimes have 8-bit integer kernels; no labels and no training are needed.",
+        "{number} layers have weights, and runtimes have 8-bit integer kernels; no labels and no training are needed.",
+        len(layers),
+    )
+    line = "- {name: w8a8, weights: int8, activations: int8}"
+    return Method(text("8-bit integers"), "fits" if layers else "maybe", why, used, line)
+
+
+def _four(run: Run, layers: tuple[LayerRow, ...]) -> Method:
+    def low(row: LayerRow) -> bool:
+        return _is_integer(row.weights) and 0 < bits(row.weights) < 8
+
+    used = _used(run, lambda trial: any(low(row) for row in trial.layers))
+    ran = {row.kernel for trial in run.trials for row in trial.layers if low(row) and row.kernel}
+    if any("NBits" in kernel for kernel in ran):
+        why = text(
+            "This runtime has kernels for blocks of 4-bit weights (MatMulNBits), so they save time too where few rows "
+            "enter."
+        )
+    elif any(on_integers(kernel) for kernel in ran):
+        why = text("This runtime computes them with its 8-bit kernels: they save storage, at the speed of 8 bits.")
+    elif ran:
+        why = text("This runtime ran such layers in float: they save storage and may cost time.")
+    else:
+        why = text("They halve the file again; whether this runtime has kernels for them was not seen in this run.")
+    line = "- {name: w4a8, weights: int4, activations: int8}"
+    return Method(text("Weights of 4 bits and fewer"), "fits", why, used, line)
+
+
+def _floats(run: Run, layers: tuple[LayerRow, ...]) -> Method:
+    def is_float(fmt: str) -> bool:
+        return fmt.startswith(("e2", "e3", "e4", "e5", "mxfp", "nvfp"))
+
+    used = _used(run, lambda trial: any(map(is_float, _weights(trial))))
+    why = text(
+        "4-bit floats follow weights with many small and few large values better than int4; CPUs compute them with "
+        "8-bit kernels or in float, so they are for storage, or for hardware that has them."
+    )
+    line = "- {name: fp4-a8, weights: e2m1, activations: int8}"
+    return Method(text("Low-bit floats"), "maybe", why, used, line)
+
+
+def _distill(run: Run) -> Method:
+    used = _used(run, lambda trial: trial.distillation)
+    lost = [t.name for t in decision.variants(run) if t.difference and t.difference.high < 0 and not t.distillation]
+    if lost:
+        why = several(
+            "{names} surely loses something against float, and training toward the float model's outputs may win it "
+            "back; it needs inputs, and no labels.",
+            "{names} surely lose something against float, and training toward the float model's outputs may win it "
+            "back; it needs inputs, and no labels.",
+            len(lost),
+            names=figures.names(lost[:4]),
+        )
+    else:
+        why = text(
+            "It needs inputs and no labels; here no variant without it surely lost anything, so post-training may do."
+        )
+    fit: Fit = "fits" if lost or used else "maybe"
+    line = "- {name: w4a4-distilled, weights: int4, activations: int4, distill: {epochs: 20}}"
+    return Method(text("Distillation"), fit, why, used, line)
+
+
+def _search(run: Run, layers: tuple[LayerRow, ...]) -> Method:
+    used = _used(run, lambda trial: trial.search)
+    line = "- {name: mixed, search: {choices: [int4, int8], budget: {like: int8, share: 0.7}}}"
+    ratios = [
+        [row.sqnr_db for row in trial.layers if row.sqnr_db is not None]
+        for trial in decision.variants(run)
+        if len(_weights(trial)) == 1
+    ]
+    spans = [max(found) - min(found) for found in ratios if len(found) > 1]
+    if len(layers) < _LAYERS:
+        why = several(
+            "There is {number} layer to choose for: try its formats one by one instead.",
+            "There are {number} layers to choose for: try their formats one by one instead.",
+            len(layers),
+        )
+        return Method(text("Search"), "no", why, used, line)
+    if spans and max(spans) < _SPREAD:
+        why = text(
+            "Layers bear the same format alike: their signal to noise ratios lie within {span} dB, so a mix gains "
+            "little.",
+            span=f"{max(spans):.1f}",
+        )
+        return Method(text("Search"), "maybe", why, used, line)
+    if spans:
+        why = text(
+            "Layers bear the same format unlike: their signal to noise ratios lie {span} dB apart, so a mix of formats "
+            "may be better than one.",
+            span=f"{max(spans):.1f}",
+        )
+    else:
+        why = several(
+            "{number} layer could have a format of its own.",
+            "{number} layers could each have a format of their own.",
+            len(layers),
+        )
+    return Method(text("Search"), "fits", why, used, line)
+
+
+def _factorize(run: Run, layers: tuple[LayerRow, ...]) -> Method:
+    used = _used(run, lambda trial: trial.factorization)
+    line = "- {name: chains, weights: int4, activations: int8, factorize: {choices: 2x}}"
+    total = sum(row.macs for row in layers)
+    share = sum(row.macs for row in layers[1:] if row.kind.startswith("Conv")) / total if total else 0.0
+    if share < _SHARE:
+        why = text(
+            "{share} of the MACs are in convolutions behind the first layer, which chains are made of: little to save.",
+            share=figures.percent(share),
+        )
+        return Method(text("Factorization"), "no", why, used, line)
+    why = text(
+        "{share} of the MACs are in convolutions behind the first layer, and those with a kernel larger than one can "
+        "become chains; at three bits a weight or more a dense layer is often as good.",
+        share=figures.percent(share),
+    )
+    return Method(text("Factorization"), "fits" if not used else "maybe", why, used, line)
+
+
+def _output(run: Run) -> Method:
+    used = _used(run, lambda trial: trial.output)
+    line = "- {name: fold, weights: int8, activations: int8, output: {path: fold4}}"
+    name = text("Numbers as points on a path")
+    if run.kpi.metric in ("accuracy", "agreement"):
+        return Method(name, "no", text("Outputs are predictions of classes, and a path is for numbers."), used, line)
+    if run.kpi.metric == "r2":
+        why = text(
+            "Outputs are numbers, and a direct output of 8 bits has 256 levels; a fold has more and needs no training, "
+            "a path may have more still and is learned."
+        )
+        return Method(name, "fits", why, used, line)
+    why = text("If outputs are numbers, a direct output of 8 bits has 256 levels, and a fold or a path has more.")
+    return Method(name, "maybe", why, used, line)
+
+
+def _features(run: Run, layers: tuple[LayerRow, ...]) -> Method:
+    used = _used(run, lambda trial: trial.features)
+    line = "lowbit features sweep features.npz"
+    name = text("Features as bits")
+    last = layers[-1] if layers else None
+    if last is None or last.kind != "Linear":
+        return Method(name, "no", text("The network does not end in a linear layer that reads features."), used, line)
+    if run.kpi.metric == "r2":
+        why = text("Outputs are numbers; the study of features judges classes and neighbors.")
+        return Method(name, "no", why, used, line)
+    most = last.parameters // 2  # there are two outputs at least
+    if most < _WIDE:
+        why = text(
+            "{layer} has {weights} weights, so it reads {most} features at most: bits save little memory, and the "
+            "study tells whether they help a classifier.",
+            layer=last.name,
+            weights=f"{last.parameters:,}",
+            most=f"{most:,}",
+        )
+    else:
+        why = text(
+            "{layer}, of {weights} weights, reads features: stored as bits they take a thirty-second of the memory, "
+            "which counts where many are kept and compared.",
+            layer=last.name,
+            weights=f"{last.parameters:,}",
+        )
+    return Method(name, "maybe", why, used, line)

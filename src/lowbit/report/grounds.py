@@ -1,0 +1,97 @@
+"""What speaks against the grounds of a decision, whichever variant is taken: float model, test data, machine."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from lowbit.pilot.record import Run, Trial
+from lowbit.report import decision
+from lowbit.report.language import several, text
+from lowbit.report.risks import Risk, named, ordered
+
+FEW = 1000  # test samples; a share of 95 % has an interval of 1.4 points on either side then
+
+
+def of_run(run: Run) -> list[Risk]:
+    """What was found about the run itself, what weighs most first."""
+    return ordered([*_float(run), *_data(run), *_machine(run), *_failed(run)])
+
+
+def _float(run: Run) -> Iterator[Risk]:
+    reference = next((trial for trial in run.trials if trial.recipe is None), None)
+    if reference is None or reference.verdict == "failed":
+        yield Risk(
+            text("the float model could not be measured, so nothing tells what a variant lost"),
+            text("float baseline"),
+            text("read its error, and run the pilot again"),
+            "high",
+        )
+    elif reference.verdict in ("misses", "borderline"):
+        yield Risk(
+            text("the float model itself does not surely reach what is asked"),
+            text("float baseline"),
+            text("ask for less, or for a loss against float (kpi.tolerance), or train the float model further"),
+            "high",
+        )
+
+
+def _data(run: Run) -> Iterator[Risk]:
+    samples = next((trial.score.samples for trial in run.trials if trial.score), 0)
+    if 0 < samples < FEW:
+        yield Risk(
+            text(
+                "the test data has {number} samples: figures are rough, and rare classes unseen", number=f"{samples:,}"
+            ),
+            text("test data"),
+            text("test on more, {number} at least, with every class or range that matters", number=f"{FEW:,}"),
+            "medium",
+        )
+    sections = run.pilot.get("data")
+    if (
+        isinstance(sections, Mapping)
+        and _source(sections.get("test")) == _source(sections.get("calibration")) is not None
+    ):
+        yield Risk(
+            text("test and calibration data come from the same source: figures may look better than they are"),
+            text("test data"),
+            text("name other samples as data.test before you decide"),
+            "high",
+        )
+
+
+def _source(section: Any) -> Any:
+    """Where a data section comes from; None where it does not say."""
+    return section.get("source") if isinstance(section, Mapping) else None
+
+
+def _machine(run: Run) -> Iterator[Risk]:
+    slow = [trial.name for trial in run.trials if _all_slower(trial, run)]
+    if slow and len(slow) == sum(bool(t.latencies) for t in decision.variants(run)):
+        yield Risk(
+            text("no variant is faster than float on this machine"),
+            run.provenance.machine.get("processor", "") or text("latency"),
+            text("measure on the machine that will serve; here low bits save size alone"),
+            "medium",
+        )
+
+
+def _all_slower(trial: Trial, run: Run) -> bool:
+    reference = decision.baseline(run)
+    if trial.recipe is None or reference is None or not trial.latencies:
+        return False
+    before = [decision.timing(reference, (r.runtime, r.batch, r.threads)) for r in trial.latencies]
+    times = [row.median_ms >= (b.median_ms if b else math.inf) for row, b in zip(trial.latencies, before, strict=True)]
+    return all(times)
+
+
+def _failed(run: Run) -> Iterator[Risk]:
+    failed = [trial for trial in decision.variants(run) if trial.verdict == "failed"]
+    if failed:
+        yield Risk(
+            several("{number} variant failed", "{number} variants failed", len(failed)),
+            named([trial.name for trial in failed]),
+            text("read the error, correct the pilot file, and run the same command again: what is finished is kept"),
+            "low",
+        )

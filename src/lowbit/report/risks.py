@@ -1,0 +1,392 @@
+"""What can go wrong with a variant after the decision, read from what its run recorded; `grounds` is about the run.
+
+A risk says what was found, where, and what to do about it. "High" ones should be settled before anybody is served,
+"medium" ones looked at in the shadow run, "low" ones be known. Every threshold is a constant here, with its reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from lowbit.errors import FormatError
+from lowbit.formats import parse
+from lowbit.pilot.record import LayerRow, Run, Score, Trial
+from lowbit.report import decision, figures
+from lowbit.report.figures import Metric
+from lowbit.report.language import of_record, several, text
+
+Severity = Literal["high", "medium", "low"]
+SEVERITIES: tuple[Severity, ...] = ("high", "medium", "low")
+FLOAT = "float32"
+
+FLIPS = 0.001  # of the numbers; one in a thousand is what p99.9 sees
+MANY_FLIPS = 0.01
+AGREEMENT = 0.95  # below, more than one prediction in twenty is another one, even if as many are right
+DIFFERENT = 0.999  # of predictions, file and model; rounding of a float multiplier changes fewer
+CODES = 1  # steps by which file and model may differ: one is the rounding of a float multiplier
+CLIPPED = 0.05  # of a tensor's numbers; a percentile that calibrates well cuts off less than a hundredth
+SLOWER = 1.02  # times float's median: less is noise of the clock
+NOISY = 1.5  # times the median is the 90th percentile: the machine was busy
+ONE_CODE = 0.98  # of all codes: what else there is can tell little
+FLOAT_SHARE = 0.1  # of the MACs in float layers: less is seldom what the time goes to
+
+
+@dataclass(frozen=True)
+class Risk:
+    """What was found, where (layers, tensors or a runtime; may be empty), what to do, and how much it weighs."""
+
+    what: str
+    where: str
+    remedy: str
+    severity: Severity
+
+
+def name(severity: Severity) -> str:
+    """The severity as the page says it."""
+    return {"high": text("high"), "medium": text("medium"), "low": text("low")}[severity]
+
+
+def of_trial(trial: Trial, run: Run) -> list[Risk]:
+    """Everything that was found about a variant, what weighs most first; nothing about a failed one or float."""
+    if trial.recipe is None or trial.verdict == "failed":
+        return []
+    found = [
+        *_margin(trial, run),
+        *_agreement(trial, run),
+        *_seeds(trial, run),
+        *_verification(trial),
+        *_kernels(trial),
+        *_latency(trial, run),
+        *_training(trial),
+        *_search(trial),
+        *_chains(trial),
+        *_output(trial),
+        *_features(trial),
+    ]
+    return ordered(found)
+
+
+def ordered(found: list[Risk]) -> list[Risk]:
+    """What weighs most first."""
+    return sorted(found, key=lambda risk: SEVERITIES.index(risk.severity))
+
+
+def named(names: list[str]) -> str:
+    """Layers or tensors, of many the first ones."""
+    if len(names) <= 4:
+        return ", ".join(names)
+    return text("{names} and {number} more", names=", ".join(names[:4]), number=len(names) - 4)
+
+
+def _margin(trial: Trial, run: Run) -> Iterator[Risk]:
+    metric = Metric.of(run)
+    for check, told in zip(trial.checks, decision.requirements(trial, run), strict=True):
+        if check.verdict == "borderline":
+            needs = told.needs[:1].upper() + told.needs[1:]
+            yield Risk(
+                text(
+                    "its interval reaches over what was asked: {figure}, {asked}", figure=told.figure, asked=told.asked
+                ),
+                told.name,
+                needs,
+                "high",
+            )
+    gap = trial.difference
+    if trial.verdict == "meets" and gap is not None and gap.high < 0:
+        yield Risk(
+            text(
+                "it surely loses something against float: {change} ({interval}), within what is asked",
+                change=metric.change(gap.value),
+                interval=metric.change_interval(gap),
+            ),
+            metric.name,
+            text("make sure that whoever uses the model knows of it; a distillation (distill: {}) may win it back")
+            if trial.distillation is None
+            else text("make sure that whoever uses the model knows of it"),
+            "low",
+        )
+
+
+def _agreement(trial: Trial, run: Run) -> Iterator[Risk]:
+    agreed = trial.agreement
+    if agreed is None or agreed.value >= AGREEMENT or trial.verdict not in ("meets", "borderline"):
+        return
+    if run.kpi.metric == "agreement":
+        return  # that is the requirement itself
+    yield Risk(
+        text(
+            "it predicts as the float model for {share} of the samples only, though its {metric} is close: what it "
+            "gets wrong is something else",
+            share=figures.percent(agreed.value),
+            metric=Metric.of(run).name,
+        ),
+        text("predictions"),
+        text("look at the samples where they differ (lowbit compare writes them with --out) before users do"),
+        "medium",
+    )
+
+
+def _seeds(trial: Trial, run: Run) -> Iterator[Risk]:
+    metric = Metric.of(run)
+    own = trial.own.score if trial.own else trial.score
+    scores = [score for score in (own, *(row.score for row in trial.repeats)) if score]
+    failed = [row for row in trial.repeats if row.error]
+    if failed:
+        yield Risk(
+            several("training failed with {number} seed", "training failed with {number} seeds", len(failed)),
+            named([text("seed {seed}", seed=row.seed) for row in failed]),
+            text(
+                "read the error, and do not rely on the seed that worked: {error}",
+                error=of_record(failed[0].error or ""),
+            ),
+            "high",
+        )
+    if not trial.repeats or len(scores) < 2:
+        return
+    worst, best = (pick(scores, key=lambda score: score.value) for pick in (min, max))
+    if worst.high < best.low or _sides(scores, run):
+        yield Risk(
+            text(
+                "its seeds disagree: from {low} to {high}",
+                low=metric.value(worst.value),
+                high=metric.value(best.value),
+            ),
+            text("seeds"),
+            text("train longer or with a lower rate, and judge by the mean, not by the best seed"),
+            "high" if _sides(scores, run) else "medium",
+        )
+
+
+def _sides(scores: list[Score], run: Run) -> bool:
+    """Whether some seeds are above the least that is asked and some below."""
+    least = figures.least(run)
+    return least is not None and min(s.value for s in scores) < least <= max(s.value for s in scores)
+
+
+def _verification(trial: Trial) -> Iterator[Risk]:
+    check = trial.verification
+    if check is None:
+        yield Risk(
+            text("the exported file was not verified against the model"),
+            trial.file or "",
+            text("run lowbit verify on it before it serves anybody"),
+            "high",
+        )
+        return
+    if check.same_prediction < DIFFERENT:
+        yield Risk(
+            text(
+                "file and model predict the same for {share} of the samples only",
+                share=figures.percent(check.same_prediction),
+            ),
+            check.runtime,
+            text("run lowbit verify, which names the tensor where they part; judge by the file, which was measured"),
+            "high",
+        )
+    elif check.largest_code_difference > CODES:
+        yield Risk(
+            text("codes of file and model differ by up to {number} steps", number=check.largest_code_difference),
+            check.runtime,
+            text("run lowbit verify, which names the tensor where they part"),
+            "medium",
+        )
+
+
+def _kernels(trial: Trial) -> Iterator[Risk]:
+    check = trial.verification
+    ran_float = set(check.stayed_float) if check else set()
+    asked = [row for row in trial.layers if row.weights == FLOAT]
+    forced = [row for row in trial.layers if row.weights != FLOAT and row.name in ran_float]
+    total = sum(row.macs for row in trial.layers) or 1
+    for rows, what, remedy in (
+        (
+            forced,
+            text("low-bit layers run in float: the format saves storage, not time"),
+            text("take a format that this runtime has integer kernels for, or count on the size alone"),
+        ),
+        (
+            asked,
+            text("layers stayed float"),
+            text("quantize them in the recipe if they are meant to be, or leave them: it was measured so"),
+        ),
+    ):
+        if rows:
+            share = sum(row.macs for row in rows) / total
+            yield Risk(
+                text("{what}: {share} of the MACs", what=what, share=figures.percent(share)),
+                named([row.name for row in rows]),
+                remedy,
+                "medium" if share > FLOAT_SHARE else "low",
+            )
+    widened = [row for row in trial.layers if row.name not in ran_float and _widened(row)]
+    if widened:
+        formats = dict.fromkeys(f"{row.weights}/{row.activations}" for row in widened)
+        yield Risk(
+            text(
+                "the runtime widens formats below 8 bits ({formats}, weights/activations): they save storage, and BOPs "
+                "only on hardware that has such kernels",
+                formats=figures.names(formats),
+            ),
+            named([row.name for row in widened]),
+            text("count on the measured latency, not on BOPs, for this runtime"),
+            "low",
+        )
+
+
+def _widened(row: LayerRow) -> bool:
+    """Whether an integer layer has a format that its kernel computes with more bits."""
+    return row.weights != FLOAT and any(0 < bits(fmt) < 8 for fmt in (row.weights, row.activations))
+
+
+def bits(fmt: str) -> int:
+    """Bits of a number of the format; 0 where it is none that lowbit knows, or float32."""
+    try:
+        return parse(fmt).bits
+    except FormatError:
+        return 0
+
+
+def _latency(trial: Trial, run: Run) -> Iterator[Risk]:
+    reference = decision.baseline(run)
+    for row in trial.latencies:
+        key = (row.runtime, row.batch, row.threads)
+        where = text("{runtime}, batch {batch}", runtime=row.runtime, batch=row.batch)
+        before = decision.timing(reference, key) if reference else None
+        if before and row.median_ms > SLOWER * before.median_ms:
+            yield Risk(
+                text(
+                    "it is slower than float: {time} against {before}",
+                    time=figures.milliseconds(row.median_ms),
+                    before=figures.milliseconds(before.median_ms),
+                ),
+                where,
+                text("see “Why is it not faster?” below; take it for its size, or not at all"),
+                "medium",
+            )
+        if row.high_ms > NOISY * row.median_ms > 0:
+            yield Risk(
+                text(
+                    "its times spread: the 90th percentile is {ratio} the median",
+                    ratio=f"{row.high_ms / row.median_ms:.1f}×",
+                ),
+                where,
+                text("measure again on a quiet machine before a latency decides"),
+                "low",
+            )
+
+
+def _training(trial: Trial) -> Iterator[Risk]:
+    row = trial.distillation
+    if row is not None:
+        for concern in row.teacher.concerns:
+            yield Risk(
+                text("a weak teacher: {concern}", concern=of_record(concern)),
+                text("distillation"),
+                text("the student learns its faults too: check the float model on this data first"),
+                "medium",
+            )
+        cut = [one for one in row.ranges if one.clipped > CLIPPED]
+        if cut:
+            worst = max(one.clipped for one in cut)
+            yield Risk(
+                text("ranges cut off up to {share} of the numbers", share=figures.percent(worst)),
+                named([one.name for one in cut]),
+                text("try another quantizer or a lower scale_rate, and watch the clipping with lowbit watch"),
+                "medium",
+            )
+    for part in (row, trial.search):
+        if part is not None and part.gain is not None and part.gain.high < 0:
+            yield Risk(
+                text("training made it worse than post-training alone"),
+                text("distillation") if part is row else text("search"),
+                text("leave training out, or train with a lower rate and more inputs"),
+                "medium",
+            )
+
+
+def _search(trial: Trial) -> Iterator[Risk]:
+    row = trial.search
+    if row is not None and not row.found.fits:
+        yield Risk(
+            text("no assignment of formats fitted the budget: the one that was taken is over it"),
+            text("search"),
+            text("give a larger budget, or cheaper choices"),
+            "medium",
+        )
+
+
+def _chains(trial: Trial) -> Iterator[Risk]:
+    row = trial.factorization
+    if row is None:
+        return
+    if row.after.activation_bytes > row.before.activation_bytes:
+        yield Risk(
+            text(
+                "chains hold more activations than the layers did: {after} bytes against {before}",
+                after=f"{row.after.activation_bytes:,}",
+                before=f"{row.before.activation_bytes:,}",
+            ),
+            text("factorization"),
+            text("check that the device has memory for them"),
+            "low",
+        )
+    doubted = [one.name for one in row.layers if one.kind and one.advice]
+    if doubted:
+        yield Risk(
+            text("a chain may not be worth it here"),
+            named(doubted),
+            text("see “Where a chain may not be worth it” below: a dense layer may be as good and simpler"),
+            "low",
+        )
+
+
+def _output(trial: Trial) -> Iterator[Risk]:
+    row = trial.output
+    ours = next((one for one in row.compared if one.what == "variant"), None) if row else None
+    if row is None or ours is None or not row.path:
+        return
+    if row.spacing is not None and ours.errors.flips > FLIPS:
+        yield Risk(
+            text(
+                "{share} of its numbers lie on another branch of the path (flips), each of them far off",
+                share=figures.percent(ours.errors.flips),
+            ),
+            row.path,
+            text("use fewer rows or a fold, or distrust numbers far from the path (confidence: true)"),
+            "high" if ours.errors.flips > MANY_FLIPS else "medium",
+        )
+    direct = next((one for one in row.compared if one.what == "direct"), None)
+    if direct is not None and ours.errors.rmse > direct.errors.rmse:
+        yield Risk(
+            text("its RMSE is larger than that of a direct output of 8 bits"),
+            row.path,
+            text("judge by the figure that your task is judged by, or keep the direct output"),
+            "medium",
+        )
+
+
+def _features(trial: Trial) -> Iterator[Risk]:
+    row = trial.features
+    if row is None:
+        return
+    best = next((head for head in row.heads if head.name == row.best_float), None)
+    if best is not None and best.outcome == "degrades":
+        yield Risk(
+            text(
+                "the linear head on codes surely loses to that on floats: {share} against {other}",
+                share=figures.percent(row.score.value),
+                other=figures.percent(best.score.value),
+            ),
+            row.head,
+            text("keep floats unless memory decides, or try another threshold or ternary codes"),
+            "medium",
+        )
+    if any(share > ONE_CODE for share in row.shares):
+        yield Risk(
+            text("nearly all features have one and the same code: {share}", share=figures.percent(max(row.shares))),
+            row.head,
+            text("try a lower threshold, or one for each feature"),
+            "medium",
+        )

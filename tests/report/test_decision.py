@@ -1,0 +1,214 @@
+"""Go, no-go or more data needed: the words, the sentence for who decides, and the samples that would decide."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from pages import FAILED, FLOAT, HOSTILE_NAME, RUN, W2A8, W4A8, W8A8, Outline
+
+from lowbit.pilot.abtest import samples_needed
+from lowbit.pilot.record import CheckRow, Kpi, Limits, RepeatRow, Run, Score, Trial, Verdict
+from lowbit.report import changes, checklist, decision
+from lowbit.report.page import render
+
+ASKED = "accuracy ≥ 91.0 %"
+FASTER = replace(W8A8, name="faster", latencies=(replace(W8A8.latencies[0], median_ms=0.2), *W8A8.latencies[1:]))
+
+
+def run(*trials: Trial, **fields: Any) -> Run:
+    return replace(RUN, trials=trials, **fields)
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        (
+            RUN,
+            f"Go: take w4a8, the smallest of 2 variants that meet {ASKED}: 0.24 MB, 4.9× smaller than float.",
+        ),
+        (run(), "Nothing was measured: the run has no variant, and no float baseline that ran."),
+        (run(FLOAT), f"Only the float model was measured: at 91.85 % it meets {ASKED}."),
+        (
+            run(replace(FLOAT, verdict="borderline")),
+            f"Only the float model was measured: at 91.85 % it is borderline for {ASKED}.",
+        ),
+        (run(FLOAT, FAILED), "No-go: the only variant could not be measured."),
+        (run(replace(FAILED, recipe=None), FAILED, FAILED), "No-go: none of 2 variants could be measured."),
+        (
+            run(FLOAT, W2A8, FAILED),
+            f"No-go: none of 2 variants meets {ASKED}; the best, w2a8, has 84.27 %: stay with the float model.",
+        ),
+        (
+            run(FLOAT, W2A8),
+            f"No-go: the only variant, w2a8, misses {ASKED}, at 84.27 %; stay with the float model.",
+        ),
+        (
+            run(FLOAT, replace(HOSTILE_NAME, name="w3a8"), W2A8),
+            f"More data needed: none of 2 variants surely meets {ASKED}; w3a8 may, at 91.05 %.",
+        ),
+        (run(W8A8, W2A8), f"Go: take w8a8, the only one of 2 variants that meets {ASKED}: 0.37 MB."),
+        (
+            run(FLOAT, replace(W8A8, file_bytes=2_000_000)),
+            f"Go: take w8a8, the only variant, which meets {ASKED}: 2.00 MB.",
+        ),
+        (
+            run(FLOAT, W8A8, W4A8, FASTER, limits=Limits(latency=0.5)),
+            "Go: take faster, the fastest of 3 variants that meet all that was asked: 0.200 ms, 4.1× faster, 0.37 MB, "
+            "3.2× smaller than float.",
+        ),
+        (
+            run(FLOAT, W8A8, W4A8, limits=Limits(bops=1e12)),
+            "Go: take w4a8, with the fewest BOPs of 2 variants that meet all that was asked: 0.24 MB, 4.9× smaller "
+            "than float.",
+        ),
+        (
+            run(FLOAT, W8A8, kpi=Kpi("accuracy", None, 0.01)),
+            "Go: take w8a8, the only variant, which meets accuracy at most 1.0 pp below float: 0.37 MB, 3.2× smaller "
+            "than float.",
+        ),
+    ],
+)
+def test_a_run_of_any_trials_has_a_sentence(found: Run, expected: str) -> None:
+    assert decision.headline(found) == expected
+
+
+@pytest.mark.parametrize("trials", [(), (FLOAT,), (FLOAT, FAILED), (replace(FAILED, recipe=None), FAILED), (W2A8,)])
+def test_a_run_of_any_trials_has_a_page(trials: tuple[Trial, ...]) -> None:
+    found = run(*trials)
+    assert decision.headline(found) in Outline(render(found)).text.replace("\N{NO-BREAK SPACE}", " ")
+
+
+def test_the_remark_counts_and_names_what_is_more_accurate() -> None:
+    assert decision.remark(RUN) == (
+        "All 4 variants: 2 go, 1 more data needed and 1 failed. Of those that are go, w8a8 has the most accuracy: "
+        "91.81 % against 91.62 % of w4a8. The float model has 91.85 % (95 % interval 91.30 to 92.40)."
+    )
+    assert "would itself be: no-go" in decision.remark(run(replace(FLOAT, verdict="misses"), W8A8))
+
+
+def test_of_two_as_small_the_more_accurate_is_taken() -> None:
+    twin = replace(W8A8, name="twin", file_bytes=W4A8.file_bytes)
+    best = decision.recommended(run(FLOAT, W4A8, twin))
+    assert best is twin
+
+
+CHECKS = (
+    CheckRow("minimum", 0.91, 0.9131, 0.9074, 0.9184, "borderline"),
+    CheckRow("tolerance", -0.01, -0.0054, -0.0081, -0.0027, "meets"),
+    CheckRow("size", 250_000, 240_000, 240_000, 240_000, "meets"),
+    CheckRow("bops", 3e9, 3.61e9, 3.61e9, 3.61e9, "misses"),
+    CheckRow("latency", 0.4, 0.41, 0.38, 0.45, "borderline"),
+)
+OPEN = replace(
+    W4A8,
+    verdict="misses",
+    checks=CHECKS,
+    score=Score(0.9131, 0.9074, 0.9184, 10_000),
+    difference=Score(-0.0054, -0.0081, -0.0027, 10_000),
+)
+
+
+def test_every_requirement_is_told_with_its_figure_and_what_was_asked() -> None:
+    told = [(one.name, one.figure, one.asked, one.state) for one in decision.requirements(OPEN, RUN)]
+    assert told == [
+        ("accuracy", "91.31 % (90.74 to 91.84)", "≥ 91.0 %", "open"),
+        ("accuracy from float", "−0.54 pp (−0.81 to −0.27)", "≥ −1.0 pp", "met"),
+        ("file size", "0.24 MB", "≤ 0.25 MB", "met"),
+        ("BOPs", "3.61 G", "≤ 3.00 G", "missed"),
+        ("latency", "0.410 ms (0.380 to 0.450)", "≤ 0.400 ms", "open"),
+    ]
+    page = Outline(render(run(FLOAT, OPEN))).text.replace("\N{NO-BREAK SPACE}", " ")
+    assert "accuracy from float −0.54 pp (−0.81 to −0.27) , asked ≥ −1.0 pp: met" in page
+    assert "measure again on a quiet machine" in page
+
+
+def test_needed_samples_are_those_of_the_ab_test() -> None:
+    variance = 10_000 * ((0.9184 - 0.9074) / (2 * 1.96)) ** 2
+    expected = samples_needed(0.9131 - 0.91, 0.0, variance)
+    assert expected is not None
+    assert expected > 10_000
+    assert decision.needed(CHECKS[0], OPEN) == expected
+    assert f"about {expected:,} test samples in all would decide" in decision.requirements(OPEN, RUN)[0].needs
+
+
+def test_samples_do_not_decide_what_lies_on_the_limit_or_spreads_by_seeds() -> None:
+    on_limit = replace(CHECKS[0], value=0.91)
+    assert decision.needed(on_limit, OPEN) is None
+    told = decision.requirements(replace(OPEN, checks=(on_limit,)), RUN)[0].needs
+    assert told == "its value lies on the limit, where no number of samples decides"
+    repeated = replace(OPEN, repeats=(RepeatRow(1, OPEN.score, OPEN.difference, 240_000),))
+    assert decision.needed(CHECKS[0], repeated) is None
+    assert "its seeds differ" in decision.requirements(repeated, RUN)[0].needs
+
+
+@pytest.mark.parametrize(
+    ("verdict", "word"),
+    [("meets", "go"), ("borderline", "more data needed"), ("misses", "no-go"), ("failed", "no-go")],
+)
+def test_words_of_verdicts(verdict: Verdict, word: str) -> None:
+    assert decision.word(verdict) == word
+    assert decision.meaning(verdict).endswith(".")
+
+
+def test_every_seed_has_a_row() -> None:
+    rows = tuple(RepeatRow(i, Score(0.91 + i / 1000, 0.9, 0.93, 10_000), None, 240_000) for i in (1, 2))
+    failed = RepeatRow(3, None, None, 0, "no memory <b>")
+    seeded = replace(W4A8, repeats=(*rows, failed), own=RepeatRow(0, W4A8.score, W4A8.difference, 240_000))
+    html = render(run(FLOAT, seeded))
+    text = Outline(html).text.replace("\N{NO-BREAK SPACE}", " ")
+    assert (
+        "Seed Accuracy From float File 0 91.62 % (91.07 to 92.17) −0.23 pp (−0.44 to −0.01) 0.24 MB 1 91.10 %" in text
+    )
+    assert "3 no memory <b>" in text
+    assert "no memory <b>" not in html
+    assert "Seeds" not in Outline(render(run(W4A8))).text
+
+
+# What changed, and which methods fit
+
+
+def test_what_changed_is_told_with_its_reason() -> None:
+    told = dict(changes.of_trial(W4A8, RUN))
+    assert told == {
+        "5 layers of 6 have int4 weights and int8 activations": "the recipe asks for it",
+        "1 layer stayed float": "the first layer is left in float by the recipe",
+        "weights and ranges were trained": "to return what the float model returns, without labels",
+        "the file has 0.24 MB, from 1.18 MB": "low-bit weights are stored packed, with their scales; biases stay wide",
+        "a batch of 1 takes 0.387 ms, from 0.812 ms": "integer kernels ran: QLinearConv and QGemm",
+    }
+    assert changes.of_trial(FLOAT, RUN) == changes.of_trial(FAILED, RUN) == []
+
+
+def fits(found: Run) -> dict[str, checklist.Method]:
+    return {method.name: method for method in checklist.methods(found)}
+
+
+def test_methods_are_judged_from_the_records() -> None:
+    found = fits(run(FLOAT, W8A8, W2A8))
+    assert found["8-bit integers"].used == ("w8a8",)
+    assert found["Weights of 4 bits and fewer"].used == ("w2a8",)
+    assert "with its 8-bit kernels" in found["Weights of 4 bits and fewer"].why
+    assert found["Distillation"].fit == "fits"  # w2a8 surely loses
+    assert "w2a8" in found["Distillation"].why
+    assert found["Factorization"].fit == "fits"
+    assert found["Numbers as points on a path"].fit == "no"
+    assert found["Search"].used == ()
+    assert fits(run(FLOAT, HOSTILE_NAME))["Search"].used == (HOSTILE_NAME.name,)
+
+
+def test_methods_that_do_not_fit_say_why() -> None:
+    linear = tuple(replace(row, kind="Linear") for row in FLOAT.layers[:3])
+    small = replace(FLOAT, layers=linear)
+    found = fits(run(small, W8A8, kpi=Kpi("r2", 0.9)))
+    assert [found[name].fit for name in ("Search", "Factorization", "Features as bits")] == ["no"] * 3
+    assert found["Search"].why == "There are 3 layers to choose for: try their formats one by one instead."
+    assert found["Factorization"].why.startswith("0.00 % of the MACs are in convolutions")
+    assert found["Numbers as points on a path"].fit == "fits"
+
+
+def test_convolutions_are_counted_by_their_macs() -> None:
+    macs = [row.macs for row in FLOAT.layers]
+    share = 100 * sum(macs[1:-1]) / sum(macs)  # neither the first layer nor the linear one
+    assert f"{share:.2f} %" in fits(RUN)["Factorization"].why
