@@ -5,10 +5,8 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-
-import pytest
 
 import lowbit
 
@@ -21,7 +19,7 @@ ORDER = [
     *("families", "costs", "allocation", "post_training", "training", "methods", "export", "pilot", "report"),
 ]
 # edges import what they like, and only they and the pilot import them
-EDGES = {"models", "data", "cli", "demo", "huggingface", "named"}
+EDGES = {"models", "data", "arrays", "images", "parquet", "named", "cli", "demo", "huggingface"}
 USERS_OF_EDGES = {*EDGES, "pilot"}
 # allowed from pickle: the errors that a refused file, or a model that cannot go to another process, raises
 PICKLE = {"UnpicklingError", "PicklingError"}
@@ -54,13 +52,30 @@ def imported_parts(name: str) -> set[str]:
     return (inside & PARTS) - {part(name)}
 
 
+def of_every_module(test: Callable[[str], None]) -> Callable[[], None]:
+    """One test of all modules, which names those that fail: one for each takes longer to start than to run."""
+
+    def run() -> None:
+        failed = []
+        for name in FILES:
+            try:
+                test(name)
+            except AssertionError as error:
+                failed.append(f"{name}: {error or 'does not hold'}")
+        assert not failed, "\n".join(failed)
+
+    return run
+
+
 def test_every_part_has_its_place() -> None:
     unplaced = PARTS - {*ORDER, *EDGES}
     assert not unplaced, "add the new part to ORDER, where its imports allow"
 
 
-@pytest.mark.parametrize("name", [name for name in FILES if part(name) in ORDER])
+@of_every_module
 def test_imports_only_go_up_the_list(name: str) -> None:
+    if part(name) not in ORDER:
+        return
     place = ORDER.index(part(name))
     allowed = set(ORDER[:place])
     if part(name) in USERS_OF_EDGES:
@@ -68,13 +83,13 @@ def test_imports_only_go_up_the_list(name: str) -> None:
     assert imported_parts(name) <= allowed
 
 
-@pytest.mark.parametrize("name", FILES)
+@of_every_module
 def test_edges_are_edges(name: str) -> None:
     if part(name) not in USERS_OF_EDGES:
         assert not imported_parts(name) & EDGES
 
 
-@pytest.mark.parametrize("name", FILES)
+@of_every_module
 def test_nothing_between_methods_and_what_shows_or_writes_results(name: str) -> None:
     names = set(imports(TREES[name]))
     if part(name) in ("export", "report"):
@@ -83,6 +98,20 @@ def test_nothing_between_methods_and_what_shows_or_writes_results(name: str) -> 
         method = name.split(".")[1:2]
         others = {full for full in names if full.startswith("lowbit.methods.")}
         assert all(other.split(".")[2:3] == method for other in others)
+
+
+def imported_modules(name: str) -> set[str]:
+    """Modules that a module imports, and not for types alone."""
+    outside = [n for n in TREES[name].body if not (isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING")]
+    found = (full.removeprefix("lowbit.") for full in imports(ast.Module(outside, [])) if full.startswith("lowbit."))
+    return {next((one for one in (full, full.rpartition(".")[0]) if one in FILES), "") for full in found} - {""}
+
+
+def test_modules_import_each_other_one_way() -> None:
+    left = {name: imported_modules(name) for name in FILES}
+    while free := {name for name, needed in left.items() if not needed & left.keys()}:
+        left = {name: needed for name, needed in left.items() if name not in free}
+    assert not left, "these import each other in a circle, or something that does"
 
 
 def test_import_lowbit_loads_nothing_heavy() -> None:
@@ -99,7 +128,7 @@ def calls(name: str, function: str) -> list[ast.Call]:
     return [n for n in ast.walk(TREES[name]) if isinstance(n, ast.Call) and ast.unparse(n.func) == function]
 
 
-@pytest.mark.parametrize("name", FILES)
+@of_every_module
 def test_torch_load_reads_weights_only(name: str) -> None:
     for call in calls(name, "torch.load"):
         keywords = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
@@ -107,7 +136,7 @@ def test_torch_load_reads_weights_only(name: str) -> None:
     assert "torch.load" not in set(imports(TREES[name]))  # which would hide the calls
 
 
-@pytest.mark.parametrize("name", FILES)
+@of_every_module
 def test_yaml_is_read_safely(name: str) -> None:
     attributes = [n for n in ast.walk(TREES[name]) if isinstance(n, ast.Attribute) and ast.unparse(n.value) == "yaml"]
     unsafe = {"load", "load_all", "full_load", "unsafe_load", "full_load_all", "unsafe_load_all"}
@@ -115,7 +144,7 @@ def test_yaml_is_read_safely(name: str) -> None:
     assert not used & unsafe
 
 
-@pytest.mark.parametrize("name", FILES)
+@of_every_module
 def test_nothing_is_unpickled(name: str) -> None:
     names = set(imports(TREES[name]))
     assert not {part(full) for full in names} & {"dill", "cloudpickle", "shelve", "marshal"}

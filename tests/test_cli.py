@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import pickle
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +25,10 @@ from safetensors.torch import save
 import lowbit as lb
 from lowbit import cli, files
 from lowbit.cli import options
+from lowbit.cli.shown import show_run, told
 from lowbit.errors import DataError
+from lowbit.pilot.record import CheckRow, Kpi, LatencyRow, Provenance, Run, Score, Trial
+from lowbit.report.figures import Metric
 
 COMMANDS = ("demo", "pilot", "apply", "verify", "watch", "features")
 NETWORK = """
@@ -234,7 +239,7 @@ def test_verify_refuses_a_changed_file(lowbit: Lowbit, tampered: Path) -> None:
         ("[]", "is no manifest: expected an object with one entry a file; export the model again"),
         ('{"other.onnx": {}}', "has no entry for 'model.onnx'; it has other.onnx"),
         ('{"model.onnx": {"provenance": []}}', "does not name its data; give --data"),
-        ('{"model.onnx": {"provenance": {"data": 3}}}', "manifest.json: the file: Input should be a valid dictionary"),
+        ('{"model.onnx": {"provenance": {"data": 3}}}', "manifest.json: the file: expected a mapping"),
         ('{"model.onnx": {"provenance": {"data": {"source": "no.npz"}, "seed": "x"}}}', "no.npz"),
     ],
 )
@@ -244,9 +249,14 @@ def test_verify_with_a_damaged_manifest(lowbit: Lowbit, tampered: Path, manifest
 
 
 def test_verify_without_a_manifest_or_file(lowbit: Lowbit, tampered: Path) -> None:
-    assert "No such file" in refusal(lowbit("verify", tampered.parent / "no" / "model.onnx"))
-    tampered.unlink()
-    assert "model.onnx': No such file" in refusal(lowbit("verify", tampered))
+    wrong = tampered.with_name("modell.onnx")
+    for command in (["verify"], ["watch", "--data", "absent.npz"], ["compare", tampered]):
+        told = refusal(lowbit(*command, wrong))
+        assert told.endswith(f"no file '{wrong}' (did you mean model.onnx?)")
+        nowhere = tampered.parent / "no" / "model.onnx"
+        assert f"no file '{nowhere}': no folder '{nowhere.parent}'; check" in refusal(lowbit(*command, nowhere))
+    (tampered.parent / "manifest.json").unlink()
+    assert "manifest.json': No such file" in refusal(lowbit("verify", tampered))
 
 
 def test_pilot_writes_its_report(lowbit: Lowbit, folder: Path, tmp_path: Path) -> None:
@@ -258,7 +268,10 @@ def test_pilot_writes_its_report(lowbit: Lowbit, folder: Path, tmp_path: Path) -
     table = [line for line in result.out.splitlines() if line.startswith(("variant", "float", "w8a8"))][2:]
     assert [line.split()[:2] for line in table] == [["variant", "verdict"], ["float", "meets"], ["w8a8", "meets"]]
     assert max(map(len, table)) <= 80
-    assert result.out.rstrip().endswith(f"report: {tmp_path / 'run/report.html'}")
+    *_, report, take = result.out.splitlines()
+    assert report == f"report: {tmp_path / 'run/report.html'}"
+    assert take == f"take: {tmp_path / 'run/variants/w8a8/model.onnx'}"
+    assert Path(take.removeprefix("take: ")).is_file()
     assert "w8a8" in (tmp_path / "run/report.html").read_text()
     manifest = json.loads((tmp_path / "run/variants/w8a8/manifest.json").read_text())
     assert manifest["model.onnx"]["provenance"]["data"] == {"source": "data.npz", "limit": 40}
@@ -268,6 +281,66 @@ def test_pilot_writes_its_report(lowbit: Lowbit, folder: Path, tmp_path: Path) -
     assert (again.status, again.err) == (1, "")
     assert "(kept)" in again.out
     assert "borderline" in again.out
+    assert "take:" not in again.out
+
+
+def a_run(metric: str, *trials: Trial) -> Run:
+    return Run("machine", "net.py:build", Kpi(metric, 0.9, None), {}, Provenance("", "", 0, "", "", {}, {}), trials)
+
+
+def test_names_of_variants_are_never_broken(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And of scores close to 1 no two look the same."""
+    monkeypatch.setenv("COLUMNS", "80")
+    latencies = tuple(LatencyRow("onnxruntime", batch, 1, 1.5, 1.4, 1.6, 5) for batch in (1, 32))
+
+    def trial(name: str, value: float) -> Trial:
+        score = Score(value, value - 2e-5, value + 1e-5, 900)
+        agreement = Score(0.99, 0.98, 1.0, 900)
+        return Trial(
+            *(name, {}, "", "borderline"), score=score, agreement=agreement, file_bytes=106_000, latencies=latencies
+        )
+
+    names = ["w4a4-distilled-on-everything", "w8a8"]
+    show_run(a_run("r2", trial(names[0], 0.99997), trial(names[1], 0.999966)), Path("run"))
+    lines = capsys.readouterr().out.splitlines()
+    rows = [line.split() for line in lines if line.startswith("w")]
+    assert [row[:3] for row in rows] == [[names[0], "borderline", "0.999970"], [names[1], "borderline", "0.999966"]]
+    assert max(map(len, lines)) <= 80
+    assert "too narrow for " in "\n".join(lines)
+    monkeypatch.setenv("COLUMNS", "30")
+    show_run(a_run("r2", trial(names[0], 0.99997)), Path("run"))
+    assert names[0] in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("what", "figures", "line"),
+    [
+        ("size", (30_000, 30_042, 30_042, 30_042), "30.04 kB, at most 30 kB is asked"),
+        ("size", (2_000_000, 2_500_000, 2_400_000, 2_500_000), "2.5 MB (2.4 MB to 2.5 MB), at most 2 MB is asked"),
+        ("bops", (40e6, 57.8e6, 57.8e6, 57.8e6), "57.8 M, at most 40 M is asked"),
+        ("latency", (2.5, 3.25, 2.25, 4), "3.25 ms (2.25 ms to 4 ms), at most 2.5 ms is asked"),
+        ("tolerance", (-0.01, -1 / 300, -0.0105976, 0.004), "-0.33 pp (-1.06 to +0.40), at least -1.0 pp is asked"),
+        ("minimum", (0.96, 0.95, 0.94, 0.97), "95.00 % (94.00 to 97.00), at least 96.0 % is asked"),
+    ],
+)
+def test_what_is_missed_is_told_in_units(what: Any, figures: tuple[float, float, float, float], line: str) -> None:
+    assert told(CheckRow(what, *figures, verdict="misses"), Metric("accuracy", share=True, decimals=2)) == line
+
+
+def test_a_first_pilot_file_of_arrays_with_other_names(lowbit: Lowbit, folder: Path, tmp_path: Path) -> None:
+    with np.load(folder / "data.npz") as arrays:
+        np.savez(folder / "odd.npz", waves=arrays["inputs"], state=arrays["labels"])
+    init = ["pilot", "--init", "--model", "net.py:build", "--data", "odd.npz", "--out", tmp_path / "odd.yaml"]
+    told = "--data: data 'odd.npz': none of inputs, x, X, data, images among arrays waves, state; name one, such as "
+    assert f"{told}--inputs waves, or give a YAML file with source" in refusal(lowbit(*init))
+    given = ["--test", "odd.npz", "--inputs", "waves", "--labels", "state"]
+    assert lowbit(*init, *given).status == 0
+    data = yaml.safe_load((tmp_path / "odd.yaml").read_text())["data"]
+    assert [section.get("inputs") for section in data.values()] == ["waves", "waves"]
+    assert [section.get("labels") for section in data.values()] == [None, "state"]
+    assert "--inputs is of --init" in refusal(lowbit("pilot", "pilot.yaml", "--inputs", "waves"))
 
 
 def test_pilot_that_is_stopped_says_how_to_go_on(
@@ -293,6 +366,7 @@ def clusters(folder: Path) -> Path:
     x = np.where(generator.random(x.shape) < 0.1, 40 * generator.normal(size=x.shape), x).astype(np.float32)
     np.savez(folder / "clusters.npz", inputs=x, labels=labels)
     np.savez(folder / "renamed.npz", features=x, kind=0 * labels)
+    np.savez(folder / "unknown.npz", y=labels, kept=x)
     np.savez(folder / "moved.npz", inputs=x + np.array([0, 0, 3, 0, 0, 0], np.float32))
     np.savez(folder / "narrow.npz", inputs=x[:, :5])
     np.savez(folder / "targets.npz", inputs=x, labels=labels / 7)
@@ -307,13 +381,15 @@ def sweeping(out: Path, *others: str | Path, data: str = "clusters.npz") -> list
 
 @pytest.fixture(scope="module")
 def swept(clusters: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """The folder that the installed command wrote, and what it said."""
-    out = tmp_path_factory.mktemp("swept") / "new" / "folder"
-    command = [str(Path(sys.executable).with_name("lowbit")), *map(str, sweeping(out))]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=clusters.parent, env=environment, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
-    return out, done.stdout
+    """The folder that the command wrote, and what it said."""
+    out, said, errors = tmp_path_factory.mktemp("swept") / "new" / "folder", io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(clusters.parent)
+        patch.setattr(sys, "argv", ["lowbit", *map(str, sweeping(out))])
+        with redirect_stdout(said), redirect_stderr(errors), suppress(SystemExit):
+            cli.main()
+    assert errors.getvalue() == ""
+    return out, said.getvalue()
 
 
 def test_features_sweep_writes_its_report(swept: tuple[Path, str]) -> None:
@@ -386,8 +462,9 @@ def test_features_drift(lowbit: Lowbit, swept: tuple[Path, str]) -> None:
     [
         (["sweep", "unlabeled.npz"], "data 'unlabeled.npz' has no labels; name them"),
         (["sweep", "clusters.npz", "--labels", "no"], "no"),
-        (["sweep", "renamed.npz"], "none of inputs, x, X, data, images among arrays features, kind; choose one"),
+        (["sweep", "renamed.npz"], "classes"),
         (["sweep", "renamed.npz", "--inputs", "features", "--labels", "kind"], "class"),
+        (["sweep", "unknown.npz"], "among arrays y, kept; name one, such as --inputs kept"),
         (["sweep", "targets.npz"], "data 'targets.npz': labels are not whole numbers, expected classes"),
         (["sweep", "hole.npz"], "data 'hole.npz', sample 0 holds NaN or infinity, expected finite numbers"),
         (["sweep", "no.npz"], "no.npz': No such file or directory"),
@@ -431,7 +508,7 @@ def test_wrong_features(
         ("rules: [{weights: int4, granularity: rows}]", "rules[0].granularity: unknown granularity 'rows'"),
         ("rules: [{match: '*'}]", "no layer of Sequential was quantized: the recipe leaves every layer float; give"),
         ("rules: [", "line 1, column 9: expected the node content"),
-        ("", "the file: Input should be a valid dictionary"),
+        ("", "the file: expected a mapping"),
     ],
 )
 def test_wrong_recipe(lowbit: Lowbit, tmp_path: Path, content: str, told: str) -> None:
@@ -509,6 +586,8 @@ def write_data(folder: Path) -> None:
     np.savez(folder / "small.npz", inputs=np.zeros((6, 1, 2, 2), np.float32))
     np.savez(folder / "objects.npz", inputs=np.array([Malicious()]))
     np.savez(folder / "names.npz", pictures=zeros)
+    np.save(folder / "single.npy", zeros)
+    np.savez(folder / "hot.npz", x=zeros, y=np.eye(3)[np.arange(6) % 3])
     (folder / "cut.npz").write_bytes((folder / "data.npz").read_bytes()[:2000])
     pq.write_table(pa.table({"x": [[0.0] * 64] * 6}), folder / "whole.parquet")
     (folder / "cut.parquet").write_bytes((folder / "whole.parquet").read_bytes()[:-20])
@@ -526,6 +605,12 @@ def write_data(folder: Path) -> None:
         ("cut.npz", "is truncated or no .npz file; write it again with numpy.savez"),
         ("cut.parquet", "truncated, corrupted or of another kind; write it again"),
         ("objects.npz", "array 'inputs' is a pickle of Python objects, expected numbers; save a numeric array"),
+        (
+            "single.npy",
+            "is a single array, expected an .npz or .parquet file, a folder of images or 'module:function'; "
+            "write np.savez('data.npz', inputs=x, labels=y)",
+        ),
+        ("hot.npz", "data 'hot.npz': array 'y' [6, 3] look one-hot, a single 1 in each row; expected one class number"),
         ("names.npz", "none of inputs, x, X, data, images among arrays pictures; choose one with `inputs:`"),
         ("typo.yaml", "unknown key; did you mean 'source'?"),
         ("net.py:wrong", "data 'net.py:wrong': the function raised ValueError: two lines; correct it"),
@@ -804,7 +889,7 @@ def test_compare_shows_no_control_characters(lowbit: Lowbit, tmp_path: Path) -> 
         (["{old}"], "expected two models or logs, A and B"),
         (["{old}", "{copy}"], "copy.onnx' are the same file by hash; give two that differ"),
         (["{old}", "{text}"], "text.onnx': "),
-        (["{old}", "no.onnx"], "cannot read 'no.onnx': No such file or directory"),
+        (["{old}", "no.onnx"], "no file 'no.onnx'; check the path"),
         (["{old}", "{new}", "--data", "no.npz"], "no.npz': No such file"),
         (
             ["{old}", "{new}", "--data", "sizes.npz"],
@@ -961,7 +1046,7 @@ def test_watch_refuses_a_changed_file_or_section(lowbit: Lowbit, tampered: Path)
     entry["model.onnx"]["watch"]["samples"] = -1
     manifest.write_text(json.dumps(entry))
     told = refusal(lowbit("watch", tampered, "--data", "data.npz"))
-    assert "model.onnx, watch: samples: Input should be greater than 0, got -1" in told
+    assert "model.onnx, watch: samples: expected more than 0, got -1" in told
     tampered.write_bytes(tampered.read_bytes() + b"\0")
     assert "is not the file its manifest describes" in refusal(lowbit("watch", tampered, "--data", "data.npz"))
 

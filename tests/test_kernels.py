@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from unittest import mock
@@ -30,13 +29,6 @@ GRANULARITIES: list[Granularity] = [
 ]
 RULES = [STE, GradientRule(delta=0.5), GradientRule(rounding=False), GradientRule(0.5, rounding=False, share=0.25)]
 SHAPE = torch.Size([12, 14, 360])  # more than one piece a run, and enough for a second thread
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
-        yield
 
 
 @pytest.fixture

@@ -43,10 +43,9 @@ SHAPE = torch.Size([6, 4, 2, 1])
 
 
 @pytest.fixture(scope="module", autouse=True, params=["torch", "kernels"])
-def path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def path(request: pytest.FixtureRequest) -> Iterator[None]:
     """Every test runs twice: on plain torch, and on the kernels where they can be built."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
         if request.param == "torch":
             patch.setattr(kernels, "call", mock.Mock(return_value=None))
         elif why_not := kernels.why_not():

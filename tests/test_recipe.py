@@ -86,6 +86,15 @@ def rule(**fields: object) -> dict[str, object]:
     return {"rules": [{"match": "*"}, fields]}
 
 
+def test_what_came_is_told_in_so_many_characters() -> None:
+    long = {f"a key of many characters, number {i}": [["x" * 90] * 9] * 9 for i in range(9)}
+    with pytest.raises(RecipeError) as error:
+        Recipe.from_dict({"rules": long}, "r.yaml")
+    message = str(error.value)
+    assert message.startswith("r.yaml: rules: expected a list, got {'a key")
+    assert len(message.partition("got ")[2]) == 80
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
@@ -96,14 +105,14 @@ def rule(**fields: object) -> dict[str, object]:
         (rule(activations="e4m3fm"), "r.yaml: rules[1].activations: unknown format 'e4m3fm'; did you mean 'e4m3fn'?"),
         (rule(weights=""), "r.yaml: rules[1].weights: unknown format ''"),
         (rule(granularity="chanel"), "r.yaml: rules[1].granularity: unknown granularity 'chanel'"),
-        (rule(weights=4), "r.yaml: rules[1].weights: Input should be a valid string, got 4"),
-        (rule(symmetric="yes"), "r.yaml: rules[1].symmetric: Input should be a valid boolean, got 'yes'"),
-        (rule(weight_scale="minmax"), "r.yaml: rules[1].weight_scale: Input should be 'absmax', 'mse' or 'percentile'"),
+        (rule(weights=4), "r.yaml: rules[1].weights: expected text, got 4"),
+        (rule(symmetric="yes"), "r.yaml: rules[1].symmetric: expected true or false, got 'yes'"),
+        (rule(weight_scale="minmax"), "r.yaml: rules[1].weight_scale: expected 'absmax', 'mse' or 'percentile'"),
         ({"rules": [], "glue": "int"}, "r.yaml: glue: unknown format 'int'"),
-        ({"glue": "int8"}, "r.yaml: rules: Field required"),
-        ([1, 2], "r.yaml: the file: Input should be"),
-        (None, "r.yaml: the file: Input should be"),
-        ({"rules": {"match": "*"}}, "r.yaml: rules: Input should be a valid list"),
+        ({"glue": "int8"}, "r.yaml: rules: it is missing; give it, as in `rules: [{weights"),
+        ([1, 2], "r.yaml: the file: expected"),
+        (None, "r.yaml: the file: expected"),
+        ({"rules": {"match": "*"}}, "r.yaml: rules: expected a list"),
     ],
 )
 def test_mistakes_are_named_with_their_place(data: object, message: str) -> None:

@@ -78,8 +78,8 @@ if TYPE_CHECKING:
     from lowbit.methods.search.policy import Controller as Controller
     from lowbit.methods.search.run import Search as Search
     from lowbit.methods.search.run import search as search
-    from lowbit.pilot.abtest import Comparison as Comparison
     from lowbit.pilot.abtest import compare as compare
+    from lowbit.pilot.comparison import Comparison as Comparison
     from lowbit.post_training.correction import correct_moments as correct_moments
     from lowbit.post_training.equalization import equalize as equalize
     from lowbit.post_training.levels import post_train as post_train
@@ -143,7 +143,8 @@ _HOMES = {
     "lowbit.methods.search.architecture.run": ("JointSearch", "search_architecture"),
     "lowbit.methods.search.policy": ("Controller",),
     "lowbit.methods.search.run": ("Search", "search"),
-    "lowbit.pilot.abtest": ("Comparison", "compare"),
+    "lowbit.pilot.abtest": ("compare",),
+    "lowbit.pilot.comparison": ("Comparison",),
     "lowbit.post_training.correction": ("correct_moments",),
     "lowbit.post_training.equalization": ("equalize",),
     "lowbit.post_training.levels": ("post_train",),

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from lowbit import files
-from lowbit.errors import DataError, LowbitError
+from lowbit.errors import CalibrationError, DataError, LowbitError
 
 Batch: TypeAlias = "Tensor | Sequence[Tensor | None] | Mapping[str, Tensor]"
 Batches: TypeAlias = "Iterable[Batch]"
@@ -24,11 +26,59 @@ def inputs_of(batch: Batch) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
     """
     if isinstance(batch, Tensor):
         return (batch,), {}
+    array = _first_array(batch)
+    if array is not None:
+        raise DataError(f"got a NumPy array; use {_from_numpy(array)}")
     if isinstance(batch, Mapping):
         return (), {k: v for k, v in batch.items() if k != "labels"}
     if isinstance(batch, Sequence) and batch and isinstance(batch[0], Tensor):
         return (batch[0],), {}
     raise DataError(f"got a batch of type {type(batch).__name__}, expected a tensor, a tuple (inputs, ...) or a dict")
+
+
+def _first_array(batch: object) -> np.ndarray | None:
+    """The NumPy array that a batch is, or whose first it holds."""
+    if isinstance(batch, Mapping):
+        return next((value for value in batch.values() if isinstance(value, np.ndarray)), None)
+    one = batch[0] if isinstance(batch, Sequence) and batch else batch
+    return one if isinstance(one, np.ndarray) else None
+
+
+def _from_numpy(array: np.ndarray) -> str:
+    """What turns such an array into batches, in code; layers take float32."""
+    return f"torch.from_numpy(x){'.float()' if array.dtype == np.float64 else ''}.split(64)"
+
+
+def expect_batches(batches: object) -> None:
+    """Refuse all samples in one tensor or array, which would be iterated sample by sample.
+
+    Raises:
+        DataError: `batches` is a tensor or a NumPy array.
+    """
+    if isinstance(batches, Tensor):
+        raise DataError(f"expected batches, got one tensor {list(batches.shape)}; write x.split(64)")
+    if isinstance(batches, np.ndarray):
+        raise DataError(f"expected batches, got one NumPy array {list(batches.shape)}; write {_from_numpy(batches)}")
+
+
+def finite_batches(batches: Batches) -> Iterator[Batch]:
+    """The batches, one by one, each looked at.
+
+    Raises:
+        CalibrationError: a sample holds NaN or infinity; samples are counted from 0 over all batches.
+        DataError: a batch has no form that there is.
+    """
+    before = 0
+    for batch in batches:
+        args, kwargs = inputs_of(batch)
+        for name, x in [*(("", a) for a in args), *kwargs.items()]:
+            if not isinstance(x, Tensor) or not x.is_floating_point() or bool(x.isfinite().all()):
+                continue
+            worst = before + int((~x.isfinite()).nonzero()[0, 0]) if x.dim() else before
+            which = f"sample {worst}" + (f", input {name!r}," if name else "")
+            raise CalibrationError(f"{which} holds NaN or infinity, expected finite numbers; remove it")
+        before += size_of(batch)
+        yield batch
 
 
 def labels_of(batch: Batch) -> Tensor | None:
@@ -97,14 +147,23 @@ def call(model: nn.Module, batch: Batch) -> object:
     Raises:
         DataError: the model does not take it; the message holds the model's own.
     """
-    device = next((parameter.device for parameter in model.parameters()), None)
-    args, kwargs = inputs_of(batch if device is None else mapped(batch, lambda tensor: tensor.to(device)))
+    first = next(itertools.chain(model.parameters(), model.buffers()), None)  # a frozen one may have buffers alone
+    args, kwargs = inputs_of(batch)
+    if first is not None:
+        args = tuple(x.to(first.device) for x in args)
+        kwargs = {name: x.to(first.device) if isinstance(x, Tensor) else x for name, x in kwargs.items()}
     try:
         return model(*args, **kwargs)
     except LowbitError:
         raise
     except Exception as error:  # the model's own forward may raise anything
-        shapes = ", ".join(f"{name} {list(t.shape)}" for name, t in [*(("", a) for a in args), *kwargs.items()])
+        given = [*(("", a) for a in args), *kwargs.items()]
+        shapes = ", ".join(f"{name} {list(t.shape)}" for name, t in given)
+        if any(t.dtype == torch.float64 for _, t in given) and (first is None or first.dtype != torch.float64):
+            raise DataError(
+                f"{type(model).__name__} does not take float64 inputs of shape {shapes.strip()} "
+                f"({files.one_line(error)}); use x.float()"
+            ) from error
         raise DataError(
             f"{type(model).__name__} does not take inputs of shape {shapes.strip()} ({files.one_line(error)}); "
             "correct the data or its preprocessing"

@@ -6,7 +6,6 @@ since they are numbers of tokens; everything else becomes float32.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,9 @@ import numpy as np
 import torch
 
 from lowbit import files
+from lowbit.arrays import LABELS, digest_of, draw
 from lowbit.errors import DataError
+from lowbit.parquet import names_of, read_column, read_labels
 
 USUAL = ("input_ids", "attention_mask")  # taken together where a file has the first
 TEXTS = ("text", "sentence", "texts", "sentences")  # a column with one of these names is tokenized
@@ -50,13 +51,7 @@ class Named:
 
     def digest(self, positions: np.ndarray) -> str:
         """What identifies the arrays."""
-        return " ".join(f"{name} {_hash(array)}" for name, array in self.arrays.items())
-
-
-def _hash(array: np.ndarray) -> str:
-    digest = hashlib.sha256(f"{array.dtype.str} {array.shape}".encode())
-    digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()
+        return " ".join(f"{name} {digest_of(array)}" for name, array in self.arrays.items())
 
 
 def named(name: str, arrays: Mapping[str, np.ndarray | torch.Tensor]) -> Named:
@@ -116,16 +111,7 @@ def texts_of(paths: Sequence[Path], name: str) -> list[object]:
 
 
 def _column(path: Path, name: str, read: Callable[..., Any]) -> Any:
-    import pyarrow.parquet as pq
-
-    with files.reading(path), pq.ParquetFile(path) as file:
-        if name not in file.schema_arrow.names:
-            raise DataError(f"'{path}' has no column '{name}'; choose from {', '.join(file.schema_arrow.names)}")
-        values = file.read(columns=[name], use_threads=False).column(0).combine_chunks()
-    if values.null_count:
-        row = int(np.flatnonzero(values.is_null())[0])
-        raise DataError(f"'{path}' row {row}: column '{name}' is empty; remove the row or fill it")
-    return read(values, f"'{path}' column '{name}'")
+    return read(read_column(path, name).combine_chunks(), f"'{path}' column '{name}'")
 
 
 def _numbers(values: object, where: str) -> np.ndarray:
@@ -141,3 +127,46 @@ def _numbers(values: object, where: str) -> np.ndarray:
     if pa.types.is_integer(kind) or pa.types.is_floating(kind):
         return np.asarray(values.to_numpy(zero_copy_only=False))
     raise DataError(f"{where} is {kind}, expected lists of numbers; convert it, or read it in a function")
+
+
+def open_named(
+    paths: tuple[Path, ...],
+    name: str,
+    folder: Path | None,
+    inputs: str | Sequence[str] | None,
+    labels: str | None,
+    tokenizer: str | None,
+    tokens: int,
+    rows: tuple[int | None, int],
+) -> tuple[Named, np.ndarray | None]:
+    """Several inputs by name, or texts, of an npz file or Parquet files; of the latter those `rows` (limit, seed).
+
+    Raises:
+        DataError: the files are of another kind or damaged, or have not these inputs and labels.
+    """
+    suffix = paths[0].suffix.lower()
+    if suffix not in (".npz", ".parquet"):
+        raise DataError(f"data '{name}': several inputs and texts are read from .npz and .parquet; write one of these")
+    arrays: dict[str, np.ndarray] = files.load_arrays(paths[0]) if suffix == ".npz" else {}
+    there = list(arrays) if suffix == ".npz" else names_of(paths[0])
+    wanted = [inputs] if isinstance(inputs, str) else list(inputs or ())
+    if not wanted:
+        usual = TEXTS if tokenizer else USUAL
+        wanted = [key for key in usual if key in there][: 1 if tokenizer else None]
+    label = labels or next((key for key in (*LABELS, "label") if key in there), None)
+    missing = [key for key in (*wanted, *([label] if label else [])) if key not in there]
+    if missing or not wanted or (tokenizer and len(wanted) > 1):
+        what = f"no '{missing[0]}'" if missing else "several inputs" if wanted else "no texts"
+        raise DataError(f"data '{name}': {what} among {', '.join(there)}; choose with `inputs:` and `labels:`")
+    known: np.ndarray | None = None
+    if label is not None:
+        known = np.asarray(arrays[label]) if suffix == ".npz" else read_labels(paths, label)
+    if tokenizer:
+        column = arrays[wanted[0]].tolist() if suffix == ".npz" else texts_of(paths, wanted[0])
+        limit, seed = rows
+        if limit is not None and 0 < limit < len(column):  # tokens of all would take long
+            chosen = draw(len(column), limit, seed).tolist()
+            column = [column[row] for row in chosen]
+            known = known if known is None else known[chosen]
+        return tokenized(name, column, tokenizer, tokens, folder), known
+    return named(name, {k: arrays[k] for k in wanted} if suffix == ".npz" else columns_of(paths, wanted)), known

@@ -14,7 +14,7 @@ import torch
 from torch import fx, nn
 
 from lowbit import graph
-from lowbit.batches import Batch, Batches, call, inputs_of, size_of
+from lowbit.batches import Batch, Batches, call, expect_batches, finite_batches, inputs_of, size_of
 from lowbit.errors import CalibrationError, DataWarning, LayerError
 from lowbit.inputs import InputStatistics, InputWatch
 from lowbit.layers import (
@@ -140,12 +140,14 @@ def calibrate(student: nn.Module, batches: Batches, *, progress: bool = True) ->
         progress: show a bar on a terminal.
 
     Raises:
-        CalibrationError: no batches, NaN or infinite activations, or a quantizer that saw no data.
+        CalibrationError: no batches, NaN or infinite inputs or activations, or a quantizer that saw no data.
+        DataError: one tensor instead of batches, or batches that the model does not take.
     """
+    expect_batches(batches)
     quantizers = activation_quantizers(student)
     if not quantizers:  # nothing to run for, but what the inputs are is noted
         inputs, count, digest = InputWatch(), 0, hashlib.sha256()
-        for batch in batches:
+        for batch in finite_batches(batches):
             count += _note_inputs(batch, inputs, digest)
         found = inputs.statistics()
         note(student, calibration_samples=count, calibration_hash=digest.hexdigest() if count else "", inputs=found)
@@ -190,7 +192,7 @@ def _watch(
     for quantizer in quantizers:
         quantizer.histogram = Histogram()
     with torch.no_grad():
-        for batch in track(batches, "calibrate", show=progress):
+        for batch in finite_batches(track(batches, "calibrate", show=progress)):
             call(student, batch)
             samples += _note_inputs(batch, inputs, digest)
     if not samples:

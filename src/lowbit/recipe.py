@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
 
 from lowbit import files
 from lowbit.errors import FormatError, RecipeError
@@ -172,6 +173,39 @@ M = TypeVar("M", bound=BaseModel)
 Place = tuple[int | str, ...]
 Origin = Callable[[Place, str], tuple[Place, str]]  # of a place and a message: the place in the file, and what to add
 _MOST_VALUES = 100_000
+_WIDTH = 80  # characters of a value in a message
+_EXAMPLES = {
+    "name": "my-model",
+    "variants.name": "w8a8",
+    "model": "model.py:build",
+    "source": "data.npz",
+    "data": "{calibration: {source: calibration.npz}, test: {source: test.npz}}",
+    "calibration": "{source: calibration.npz}",
+    "test": "{source: test.npz}",
+    "kpi": "{metric: accuracy, tolerance: 0.01}",
+    "metric": "accuracy",
+    "variants": "[{name: w8a8, weights: int8, activations: int8}]",
+    "choices": "[int4, int8]",
+    "budget": "{like: int8, share: 0.7}",
+    "rules": "[{weights: int8, activations: int8}]",
+}  # of keys that are required, the longest path first that fits
+_WORDS = {
+    **dict.fromkeys(("tuple_type", "list_type"), "expected a list"),
+    **dict.fromkeys(("model_type", "model_attributes_type", "dict_type", "dataclass_type"), "expected a mapping"),
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "expected a whole number"),
+    **dict.fromkeys(("float_type", "float_parsing"), "expected a number"),
+    **dict.fromkeys(("bool_type", "bool_parsing"), "expected true or false"),
+    "string_type": "expected text",
+    "string_too_short": "it is empty",
+    "invalid_key": "expected text for a key",
+    "missing": "it is missing; give it",
+    "too_short": "expected a list of {min_length} or more",
+    "too_long": "expected a list of {max_length} at most",
+    "greater_than": "expected more than {gt}",
+    "greater_than_equal": "expected {ge} or more",
+    "less_than": "expected less than {lt}",
+    "less_than_equal": "expected {le} at most",
+}  # of pydantic's errors, by their type
 
 
 def validated(model: type[M], data: object, where: str, origin: Origin | None = None) -> M:
@@ -218,8 +252,12 @@ def _told(error: ValidationError, model: type[BaseModel], data: object, where: s
     others = [e for e in found if e not in unknown and e["loc"] not in followed.get(e["type"], ())]
     lines = []
     for one in (*unknown, *others):
-        message = one["msg"].removeprefix("Value error, ")
+        message, given = _worded(one), one.get("input")
+        if one["type"] == "missing":
+            message += _example(one["loc"])
         place = _in_file(one["loc"], data, one["type"] in ("missing", "extra_forbidden"))
+        for key in one.get("ctx", {}).get("at", ()):  # a check of several keys says which of them is meant
+            place, given = (*place, key), _part(given, key)
         place, beside = origin(place, message) if origin else (place, "")
         if one["type"] == "extra_forbidden":
             meant = _nearest(one["loc"], model)
@@ -227,8 +265,38 @@ def _told(error: ValidationError, model: type[BaseModel], data: object, where: s
             hint = f"did you mean {meant[0]!r}?" if meant else f"known keys are {here}"
             lines.append(f"{where}: {path_of(place)}: unknown key; {hint}")
             continue
-        lines.append(f"{where}: {path_of(place)}: {message}, got {reprlib.repr(one.get('input'))}{beside}")
+        got = "" if one["type"] == "missing" else f", got {_short(given)}"
+        lines.append(f"{where}: {path_of(place)}: {message}{got}{beside}")
     return [*dict.fromkeys(lines)]
+
+
+def _worded(error: ErrorDetails) -> str:
+    """What is wrong, in words of a file rather than of Python's types."""
+    told = _WORDS.get(error["type"])
+    if told is not None:
+        numbers = error.get("ctx", {}).items()
+        return told.format(**{k: int(v) if isinstance(v, float) and v.is_integer() else v for k, v in numbers})
+    return error["msg"].removeprefix("Value error, ").replace("Input should be ", "expected ", 1)
+
+
+def _example(place: Place) -> str:
+    """How a key that is missing may be written; empty where nothing is known of it."""
+    keys = [part for part in place if isinstance(part, str)]
+    found = next((e for e in (_EXAMPLES.get(".".join(keys[i:])) for i in range(len(keys))) if e), None)
+    return "" if found is None else f", as in `{keys[-1]}: {found}`"
+
+
+def _short(value: object) -> str:
+    """A value in so many characters that a line stays one that is read."""
+    text = reprlib.repr(value)
+    return text if len(text) <= _WIDTH else f"{text[: _WIDTH - 4]} ..."
+
+
+def _part(value: Any, key: int | str) -> Any:
+    """The value behind a key or at an index; None if it is not there."""
+    if isinstance(value, (list, tuple)) and isinstance(key, int):
+        return value[key] if key < len(value) else None
+    return value.get(key) if isinstance(value, dict) else None
 
 
 def _in_file(place: Place, data: object, names_a_key: bool) -> Place:

@@ -1,8 +1,8 @@
 """Every command and every line of Python in the README and in docs/ runs as it is written.
 
 The blocks of a page run in order in one folder of their own: Python in one namespace, `lowbit ...` and `python ...` in
-this process, a file where the page says "Save this as `name`:". Lines below a command or a program, in the same block or
-in a block `text` after it, are what it prints: each of them has to come, in that order, whatever its figures are.
+this process, a file where the page says "Save this as `name`:". Lines below a command, or in a block `text` after a
+command or a program, are what it prints: each of them has to come, in that order, whatever its figures are.
 """
 
 from __future__ import annotations

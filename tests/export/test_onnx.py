@@ -631,6 +631,38 @@ def test_uncalibrated(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("quantized", [True, False])
+def test_an_example_without_its_batch(quantized: bool, tmp_path: Path) -> None:
+    """A convolution takes one image, so only the layers behind it fail, with what nobody can read."""
+    model = student(conv_net(), IMAGES, Recipe.uniform("int8", "int8")) if quantized else conv_net().eval()
+    shape = ", ".join(map(str, IMAGES.shape[1:]))
+    with pytest.raises(DataError, match=rf"^expected an example \[N, {shape}\], got \[{shape}\]; use x\[:1\]$"):
+        export_onnx(model, tmp_path / "m.onnx", IMAGES[0])
+    with pytest.raises(DataError, match="does not take inputs of shape"):
+        export_onnx(model, tmp_path / "m.onnx", IMAGES[:, :1])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_linear_model_takes_one_sample_and_must_not(tmp_path: Path) -> None:
+    """Its first dimension would become the batch."""
+    quantized = student(nn.Linear(4, 2), torch.ones(2, 4), Recipe.uniform("int8", "int8"))
+    with pytest.raises(DataError, match=r"^expected an example \[N, 4\], got \[4\]; use x\[:1\]$"):
+        export_onnx(quantized, tmp_path / "m.onnx", torch.ones(4))
+
+
+def test_an_exported_file_prints_in_one_line(tmp_path: Path) -> None:
+    file = tmp_path / "m.onnx"
+    exported = export_onnx(models.mlp(4, 2, ()), file, torch.ones(2, 4))
+    manifest = tmp_path / "manifest.json"
+    assert (
+        repr(exported)
+        == str(exported)
+        == (f"Exported('{file}', {len(file.read_bytes()):,} bytes, manifest '{manifest}')")
+    )
+    file.unlink()
+    assert repr(exported) == f"Exported('{file}', moved or deleted, manifest '{manifest}')"
+
+
 def test_folders_are_made(tmp_path: Path) -> None:
     exported = export_onnx(models.mlp(4, 2, ()), tmp_path / "new" / "folder" / "m.onnx", torch.ones(2, 4))
     assert manifest_entry(exported.path)["bytes"] == exported.path.stat().st_size

@@ -409,7 +409,7 @@ def test_verifying_again_keeps_what_was_noted_unless_told_so(copied: Path) -> No
 @pytest.mark.parametrize(
     ("section", "told"),
     [
-        ({"samples": 0}, "watch: samples: Input should be greater than 0, got 0"),
+        ({"samples": 0}, "watch: samples: expected more than 0, got 0"),
         ({"samples": 30}, "400 predictions of 30 samples"),
         ({"runtime": "tensorrt"}, "watch: runtime: "),
         ({"tensor": {}}, "watch: tensor: unknown key; did you mean 'tensors'?"),
@@ -436,7 +436,7 @@ def test_a_damaged_section_is_refused(copied: Path, section: dict[str, object], 
         ("shares", lambda old: old[1:], "starts and "),
         ("shares", lambda old: [0.5 * share for share in old], "shares add up to 0.5, expected 1"),
         ("highest", lambda _: 3, "starts do not ascend up to highest"),
-        ("total", lambda _: -1, "greater than or equal to 0"),
+        ("total", lambda _: -1, "expected 0 or more"),
     ],
 )
 def test_a_damaged_tensor_is_refused(copied: Path, field: str, value: Any, told: str) -> None:

@@ -63,21 +63,21 @@ def deployed(points: nn.Module, codec: lb.Codec, x: Tensor, **kind: object) -> n
     return lb.attach_decoder(student, lb.Decoder(codec, **kind))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("dense", [False, True])
 @pytest.mark.parametrize(
-    ("path", "kind"),
+    ("path", "kind", "dense"),
     [
-        (Snake(8), "table"),
-        (Snake(8), "arithmetic"),
-        (Hilbert(2), "table"),
-        (Moore(2), "table"),
-        (Fold(4), "arithmetic"),
-        (Fold(1), "arithmetic"),
+        (Snake(8), "table", False),
+        (Snake(8), "table", True),
+        (Snake(8), "arithmetic", False),
+        (Hilbert(2), "table", True),
+        (Moore(2), "table", False),
+        (Fold(4), "arithmetic", True),
+        (Fold(1), "arithmetic", False),
     ],
     ids=str,
 )
 def test_the_file_decodes_exactly_as_torch(
-    dense: bool, path: Snake | Hilbert | Fold | Moore, kind: str, tmp_path: Path
+    path: Snake | Hilbert | Fold | Moore, kind: str, dense: bool, tmp_path: Path
 ) -> None:
     model, x = net(dense=dense, outputs=2), images()
     codec = around(model, x, path)
@@ -418,6 +418,15 @@ def test_bad_input_of_the_verb(
 ) -> None:
     with pytest.raises(error, match=message):
         lb.curve_output(finder, [spectra(64, 1)] * 2, epochs=1, progress=False, **given)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("labels", [True, False])
+@pytest.mark.parametrize("path", ["fold4", "snake4"])
+def test_a_model_that_squeezes_its_output(finder: nn.Module, path: str, labels: bool) -> None:
+    squeezed, (x, y) = nn.Sequential(finder, nn.Flatten(0)), spectra(64, 1)
+    batches = [(x, y.flatten())] * 2 if labels else [(x,)] * 2
+    with pytest.raises(DataError, match=r"^the model returns \[N\]; an output needs \[N, 1\]: leave out the squeeze$"):
+        lb.curve_output(squeezed, batches, path=path, epochs=1, progress=False)
 
 
 def test_constant_and_missing_targets(finder: nn.Module) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Iterator
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
+import dask
 import joblib
 import numpy as np
 import pytest
@@ -18,7 +21,11 @@ import lowbit as lb
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Client]:
+    forks = multiprocessing.get_context("forkserver")  # whose server imports once what both workers need
+    forks.set_forkserver_preload(["distributed.nanny", "lowbit.methods.discrimination.verdict"])
+    forkserver.ensure_running()
     with (
+        dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}),
         LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0") as workers,
         Client(workers) as client,
     ):

@@ -32,9 +32,8 @@ Dtype = type[np.float32] | type[np.float64]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def cache() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
         patch.setattr(compiled, "library", functools.cache(compiled.library.__wrapped__))
         yield
 

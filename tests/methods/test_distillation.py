@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
-import socket
-import subprocess
-import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -545,34 +541,3 @@ def test_pact_without_clipping_is_told() -> None:
     big = [100 * x for x in images()]
     with pytest.warns(TrainingWarning, match=r"PACT learns \d ranges beyond 10"):
         trained(big, quantizer="pact", epochs=1)
-
-
-SCRIPT = """
-import os, sys, warnings
-import torch
-warnings.simplefilter("error")
-from lowbit.errors import TrainingWarning
-warnings.simplefilter("ignore", TrainingWarning)
-torch.set_num_threads(1)
-sys.path.insert(0, {tests!r})
-import test_distillation as tests
-finished, _ = tests.trained(epochs=3, optimizer="sgd", quantizer="lsq")
-torch.save(finished.state_dict(), {folder!r} + "/" + os.environ["RANK"] + ".pt")
-"""
-
-
-def test_two_processes_give_the_student_of_one(tmp_path: Path) -> None:
-    (tmp_path / "script.py").write_text(SCRIPT.format(tests=str(Path(__file__).parent), folder=str(tmp_path)))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    launch = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, *launch, str(tmp_path / "script.py")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    alone = trained(epochs=3, optimizer="sgd", quantizer="lsq")[0].state_dict()
-    for rank in "01":
-        shared = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
-        for name, value in alone.items():
-            torch.testing.assert_close(shared[name], value, rtol=1e-5, atol=1e-5)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import math
-import os
-import socket
-import subprocess
-import sys
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +73,19 @@ def searched(**options: Any) -> tuple[nn.Module, Search]:
     options = {"by": "surrogate", "epochs": 2, "batch_size": 16, "explore": 0.5, "recipe": RECIPE, **options}
     budget = options.pop("budget", Budget(like="int4", share=0.7))
     return search(network(), options.pop("batches", batches()), CHOICES, budget, progress=False, **options)
+
+
+@functools.cache
+def usual() -> tuple[nn.Module, Search]:
+    """What is searched without options; not to be changed."""
+    return searched()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Search, Path]:
+    """The same in a folder."""
+    folder = tmp_path_factory.mktemp("finished")
+    return searched(folder=folder)[1], folder
 
 
 def supernet(recipe: Recipe = RECIPE) -> tuple[Supernet, list[Any]]:
@@ -245,7 +256,7 @@ def test_what_is_found_fits_and_is_what_the_student_has(by: Any) -> None:
 
 
 def test_what_is_found_replays_without_searching(tmp_path: Path) -> None:
-    student, found = searched()
+    student, found = usual()
     found.recipe.save(tmp_path / "recipe.yaml")
     again = lb.quantize(network(), Recipe.load(tmp_path / "recipe.yaml"))
     assert [r.weights for r in coverage(again).layers] == [r.weights for r in coverage(student).layers]
@@ -276,7 +287,7 @@ def test_several_samples_a_step_are_all_logged() -> None:
 
 
 def test_the_same_seed_finds_the_same_and_another_draws_others() -> None:
-    (one, a), (other, b), (_, c) = searched(), searched(), searched(seed=1)
+    (one, a), (other, b), (_, c) = usual(), searched(), searched(seed=1)
     assert a.recipe == b.recipe
     assert a.samples == b.samples
     assert all(torch.equal(v, other.state_dict()[n]) for n, v in one.state_dict().items())
@@ -287,7 +298,7 @@ def test_the_same_seed_finds_the_same_and_another_draws_others() -> None:
 def test_a_killed_search_goes_on_to_the_same_result(
     killed_at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole, expected = searched(save_every=2)
+    whole, expected = usual()
     learn = Explorer.learn
 
     def killed(self: Explorer, loss: Tensor) -> None:
@@ -310,14 +321,14 @@ def test_a_killed_search_goes_on_to_the_same_result(
 
 
 @pytest.mark.parametrize("other", [{"sensitivity": "fisher"}, {"explore": 0.6}, {"by": "policy"}])
-def test_the_folder_of_another_search_is_refused(other: Any, tmp_path: Path) -> None:
-    searched(folder=tmp_path)
+def test_the_folder_of_another_search_is_refused(other: Any, finished: tuple[Search, Path]) -> None:
     with pytest.raises(TrainingError, match="holds a checkpoint of another run"):
-        searched(folder=tmp_path, **other)
+        searched(folder=finished[1], **other)
 
 
-def test_samples_are_json_lines_and_a_cut_one_is_left_out(tmp_path: Path) -> None:
-    _, found = searched(folder=tmp_path)
+def test_samples_are_json_lines_and_a_cut_one_is_left_out(finished: tuple[Search, Path], tmp_path: Path) -> None:
+    found, folder = finished
+    shutil.copy(folder / "samples.jsonl", tmp_path)
     lines = (tmp_path / "samples.jsonl").read_text().splitlines()
     assert json.loads(lines[0]).keys() == {"step", "assignment", "cost", "reward"}
     (tmp_path / "samples.jsonl").write_text("\n".join([*lines, lines[0][:20]]))
@@ -382,36 +393,6 @@ def test_a_loss_that_is_not_finite_says_so(monkeypatch: pytest.MonkeyPatch) -> N
         searched()
     with pytest.raises(TrainingError, match="the reward of step 3 is nan"):
         searched(by="policy")
-
-
-SCRIPT = """
-import sys
-sys.path.insert(0, {tests!r})
-import torch
-from test_search import searched
-student, found = searched(optimizer="sgd", quantizer="lsq", by="policy", epochs=1, folder={folder!r})
-import torch.distributed as dist
-torch.save([found.samples[-1].assignment, [s.reward for s in found.samples], student.state_dict()],
-           {folder!r} + f"/{{dist.get_rank()}}.pt")
-"""
-
-
-def test_two_processes_find_what_one_finds(tmp_path: Path) -> None:
-    (tmp_path / "script.py").write_text(SCRIPT.format(tests=str(Path(__file__).parent), folder=str(tmp_path)))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    launch = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port)]
-    command = [sys.executable, *launch, str(tmp_path / "script.py")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    _, found = searched(optimizer="sgd", quantizer="lsq", by="policy", epochs=1)
-    for rank in "01":
-        last, rewards, _ = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
-        assert tuple(last) == found.samples[-1].assignment
-        assert rewards == pytest.approx([sample.reward for sample in found.samples], abs=1e-4)
-    assert len(read_samples(tmp_path / "samples.jsonl")) == len(found.samples)
 
 
 def test_choices_are_kept_apart_by_name() -> None:

@@ -16,8 +16,9 @@ from scipy import stats
 
 import lowbit as lb
 from lowbit.errors import DataError
-from lowbit.pilot.abtest import Decision, samples_needed
+from lowbit.pilot.comparison import Decision
 from lowbit.pilot.differing import mcnemar
+from lowbit.pilot.power import samples_needed
 
 Array = np.ndarray
 
@@ -225,6 +226,38 @@ def test_agreement_is_with_a_and_needs_no_labels() -> None:
     assert few.verdict == "undecided"  # though the whole interval is below 0, as it always is
 
 
+@pytest.mark.parametrize("count", [2, 130])
+def test_where_nothing_differs_the_plan_is_what_decides(count: int) -> None:
+    found = lb.compare([1] * count, [1] * count, metric="hits", margin=0.01)
+    assert (found.verdict, found.needed) == ("undecided", found.needed_if_equal)
+    assert found.needed is not None
+    assert lb.compare([1] * found.needed, [1] * found.needed, metric="hits", margin=0.01).verdict == "equivalent"
+
+
+def test_cosine_is_with_a_and_needs_no_labels() -> None:
+    generator = np.random.default_rng(0)
+    a = generator.normal(size=(400, 3, 5))
+    b = a + 0.1 * generator.normal(size=a.shape)
+    found = lb.compare(a, b, metric="cosine", margin=0.02)
+    cosines = np.array([float(x @ y / np.linalg.norm(x) / np.linalg.norm(y)) for x, y in zip(*flat(a, b), strict=True)])
+    assert (found.verdict, found.p_value, found.a.value) == ("equivalent", None, 1.0)
+    assert (found.b.value, found.effect.value) == pytest.approx((cosines.mean(), cosines.mean() - 1))
+    half = 1.96 * cosines.std() / 20
+    assert (found.effect.low, found.effect.high) == pytest.approx(
+        (cosines.mean() - 1 - half, cosines.mean() - 1 + half), abs=half / 5
+    )
+    assert [row.index for row in found.differences] == np.argsort(cosines, kind="stable").tolist()
+    assert {row.outcome for row in found.differences} == {"differs"}
+    assert found.differences[0].change == pytest.approx(1 - cosines.min())
+    assert lb.compare(a, generator.normal(size=a.shape), metric="cosine").verdict == "worse"
+    close = lb.compare(a, b, metric="cosine", margin=-found.effect.value)
+    assert close.verdict == "undecided"  # though the whole interval is below 0, as it always is
+
+
+def flat(*given: Array) -> list[Array]:
+    return [one.reshape(len(one), -1) for one in given]
+
+
 def test_r2_by_the_paired_bootstrap() -> None:
     generator = np.random.default_rng(0)
     labels = generator.normal(size=500)
@@ -297,13 +330,13 @@ def decided(lost: float, won: float, margin: float, count: int, draws: int, seed
     ],
 )
 def test_the_plan_has_the_power_that_it_says(both: int, lost: int, won: int, margin: float) -> None:
-    """Fresh tests of as many samples as planned, if the truth is what the interval's half samples make of the table."""
+    """Fresh tests of as many samples as planned, if the truth is the table."""
     found = lb.compare(*outcomes(both, lost, won), metric="hits", margin=margin)
     assert found.verdict == "undecided"
     assert found.needed is not None
     assert f"{found.needed - found.samples:,} samples more, {found.needed:,} in all" in found.need()
     n = both + lost + won
-    effect, spread = (won - lost) / n, (lost + won + 1) / (n + 2)
+    effect, spread = (won - lost) / n, (lost + won) / n
     power = decided((spread - effect) / 2, (spread + effect) / 2, margin, found.needed, 20_000, seed=0)
     assert power[0 if effect > -margin else 1] == pytest.approx(0.8, abs=0.02)
     fewer = decided((spread - effect) / 2, (spread + effect) / 2, margin, found.needed // 2, 20_000, seed=0)
@@ -313,7 +346,7 @@ def test_the_plan_has_the_power_that_it_says(both: int, lost: int, won: int, mar
 def test_the_plan_if_the_models_are_equal() -> None:
     found = lb.compare(*outcomes(282, 10, 8), metric="hits", margin=0.02)
     assert found.needed_if_equal is not None
-    half = (19 / 302) / 2
+    half = (18 / 300) / 2
     assert decided(half, half, 0.02, found.needed_if_equal, 20_000, seed=1)[0] == pytest.approx(0.8, abs=0.02)
 
 
@@ -370,7 +403,7 @@ def test_an_effect_on_the_margin_cannot_be_planned() -> None:
         ([1, 0], [0, 1], None, {"metric": "accuracy"}, "metric 'accuracy' needs labels, and there are none"),
         ([1, 0], [0, 1], None, {"metric": "r2"}, "metric 'r2' needs labels"),
         ([1, 0], [0, 1], None, {"metric": "m:f", "margin": 1}, "metric 'm:f' needs labels"),
-        ([1, 0], [0, 1], None, {"metric": "acuracy"}, "metric 'acuracy' is unknown; expected accuracy, agreement, r2"),
+        ([1, 0], [0, 1], None, {"metric": "acuracy"}, "metric 'acuracy' is unknown; expected accuracy, agreement, c"),
         ([1.5, 0], [0, 1], None, {}, "got numbers without labels; give labels, or say what they are: metric error"),
         ([[1.5], [0]], [[0.5], [1]], None, {}, "got numbers without labels; give labels, or say what they are"),
         ([1.5, 0], [0, 1], [0, 1], {}, "A: got numbers of shape [2], expected scores [N, classes] or classes [N]"),
@@ -383,6 +416,14 @@ def test_an_effect_on_the_margin_cannot_be_planned() -> None:
         (one_hot([1, 0]), one_hot([1, 1]), [-1, 0], {}, "labels go from -1 to 0, and A has 4 classes, 0 to 3"),
         ([[0.2], [0.7]], [[0.1], [0.2]], [0, 1], {}, "A returns one number a sample, all from 0 to 1"),
         ([1, 2], [0, 1], None, {"metric": "hits"}, "metric hits: expected 1 for a hit and 0 for a miss"),
+        (
+            [1.0, 2.0],
+            [1.0, 2.0],
+            None,
+            {"metric": "cosine"},
+            "metric cosine: A is float64 of shape [2], expected",
+        ),
+        ([[1, 2], [1, 2]], [[1], [2]], None, {"metric": "cosine"}, "metric cosine: A has shape [2, 2] and B [2, 1]"),
         ([1, -2], [0, 1], None, {"metric": "error", "margin": 1}, "metric error: A needs one finite number a sample"),
         ([1.0, np.inf], [0, 1], None, {"metric": "error", "margin": 1}, "metric error: A needs one finite number"),
         ([1.0, 2], [np.nan, 1], None, {}, "B holds NaN in 1 of 2 samples, first in row 0; check model and data"),
@@ -432,6 +473,6 @@ def test_the_example_in_the_docs(capsys: pytest.CaptureFixture[str]) -> None:
     page = (Path(__file__).parents[2] / "docs/compare.md").read_text()
     code = page.split("```python\n")[1].split("```")[0]
     exec(code, {})
-    told = [line.split("  # ")[1] for line in code.splitlines() if line.startswith("print")]
+    told = page.split("```text\n")[1].split("```")[0].splitlines()
     for shown, line in zip(told, capsys.readouterr().out.splitlines(), strict=True):
-        assert line.startswith(shown.lstrip().removesuffix("..."))
+        assert line.startswith(shown.removesuffix("..."))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
+import multiprocessing
 import os
 import random
 import shutil
@@ -15,6 +17,8 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +30,7 @@ import yaml
 
 import lowbit as lb
 from lowbit import data, files, models
-from lowbit.pilot import executor
+from lowbit.pilot import alone, executor, workers
 from lowbit.pilot import run as pilot_run
 from lowbit.pilot.record import Run, Trial, read
 from lowbit.pilot.run import run_pilot
@@ -84,7 +88,7 @@ PILOT: dict[str, Any] = {
     "runtime": {"batches": [1]},
     "variants": [
         {"name": "w8a8", "weights": "int8", "activations": "int8", "level": "fast"},
-        {"name": "distilled", **LOW, "distill": {"epochs": 3, "batch_size": 16, "crop": 1}},
+        {"name": "distilled", **LOW, "distill": {"epochs": 2, "batch_size": 16, "crop": 1}},
         {"name": "w4a8", "weights": "int4", "activations": "int8", "level": "fast"},
     ],
 }
@@ -154,13 +158,27 @@ def dying(project: Path) -> Iterator[Any]:
         path.unlink()
 
 
+@functools.cache
+def loaded() -> ForkServerContext:
+    """Processes of a server that has imported, once, what each of them would import for seconds."""
+    forks = multiprocessing.get_context("forkserver")
+    wanted = ["distributed.nanny", "onnxscript.function_libs.torch_lib.ops", "onnxruntime", "sklearn.metrics"]
+    forks.set_forkserver_preload([*wanted, *(name for name in sys.modules if name.startswith("lowbit."))])
+    forkserver.ensure_running()
+    return forks
+
+
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
     """A scheduler with two workers, in processes of their own."""
     distributed = pytest.importorskip("distributed")
-    with distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0", silence_logs=50
-    ) as found:
+    loaded()
+    with (
+        pytest.importorskip("dask").config.set({"distributed.worker.multiprocessing-method": "forkserver"}),
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0", silence_logs=50
+        ) as found,
+    ):
         yield found
 
 
@@ -171,7 +189,7 @@ def test_cluster_gives_the_figures_of_one_process_though_a_worker_is_killed(
     cluster: Any, project: Path, undisturbed: tuple[Run, Path], dying: Any, tmp_path: Path
 ) -> None:
     left = dying(tmp_path / "run", "distilled", 1)
-    with executor.cluster(cluster.scheduler_address):
+    with workers.cluster(cluster.scheduler_address):
         run = measure(project, tmp_path / "run")
     assert left.read_text().startswith("0 ")
     same(run, tmp_path / "run", undisturbed)
@@ -182,7 +200,7 @@ def test_variant_that_kills_its_workers_fails_alone(
     cluster: Any, project: Path, undisturbed: tuple[Run, Path], dying: Any, tmp_path: Path
 ) -> None:
     left = dying(tmp_path / "run", "w8a8", 9)
-    with executor.cluster(cluster.scheduler_address):
+    with workers.cluster(cluster.scheduler_address):
         run = measure(project, tmp_path / "run")
     assert left.read_text().startswith("6 ")
     assert [t.verdict == "failed" for t in run.trials] == [False, True, False, False]
@@ -201,7 +219,7 @@ def test_worker_that_cannot_see_the_run_folder_is_named(
 
     monkeypatch.setattr(executor, "only", of_another_machine)
     where = r"worker tcp://\S+: on \S+, cannot see the run folder '.*/run'; write it to a path that all workers share"
-    with executor.cluster(cluster.scheduler_address), pytest.raises(lb.LowbitError, match=where):
+    with workers.cluster(cluster.scheduler_address), pytest.raises(lb.LowbitError, match=where):
         measure(project, tmp_path / "run")
 
 
@@ -212,7 +230,7 @@ def test_single_worker_does_not_leave_trials_to_the_command() -> None:
         def effective_n_jobs(self, n_jobs: int) -> int:
             return 1
 
-    assert executor._of_workers(One)().effective_n_jobs(-1) == 2
+    assert workers._of_workers(One)().effective_n_jobs(-1) == 2
 
 
 def test_no_scheduler_is_one_line() -> None:
@@ -221,7 +239,7 @@ def test_no_scheduler_is_one_line() -> None:
         address = f"tcp://127.0.0.1:{unused.getsockname()[1]}"
     for given in (address, "nonsense://x"):
         with pytest.raises(lb.LowbitError, match=f"no Dask scheduler answers at '{given}'") as caught:
-            contextlib.ExitStack().enter_context(executor.cluster(given, timeout=1))
+            contextlib.ExitStack().enter_context(workers.cluster(given, timeout=1))
         assert "\n" not in str(caught.value)
 
 
@@ -239,8 +257,8 @@ def test_worker_that_would_not_do_the_same_is_told(
     import re
 
     with executor.only(tmp_path) as run:
-        assert executor._fit(tmp_path, run, {}, [], tmp_path) is None
-        assert re.match(told, str(executor._fit(tmp_path, run, versions, references, tmp_path)))
+        assert workers._fit(tmp_path, run, {}, [], tmp_path) is None
+        assert re.match(told, str(workers._fit(tmp_path, run, versions, references, tmp_path)))
 
 
 # Processes here
@@ -350,37 +368,44 @@ def test_error_of_a_trial_on_a_cluster_is_its_own(
 def test_threads_are_pinned_while_a_trial_runs_and_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
     from threadpoolctl import threadpool_info
 
-    monkeypatch.setenv("MKL_NUM_THREADS", "7")
-    monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
-    before = {pool["filepath"]: pool["num_threads"] for pool in threadpool_info()}
-    with executor._alone, executor.pinned(2):  # no thread of an earlier test is at a trial meanwhile
-        assert torch.get_num_threads() == 2
-        assert max(pool["num_threads"] for pool in threadpool_info()) == 2  # a library may have fewer to begin with
-        assert (os.environ["MKL_NUM_THREADS"], os.environ["OPENBLAS_NUM_THREADS"]) == ("2", "2")
-    assert torch.get_num_threads() == 1
-    assert {pool["filepath"]: pool["num_threads"] for pool in threadpool_info()} == before
-    assert os.environ["MKL_NUM_THREADS"] == "7"
-    assert "OPENBLAS_NUM_THREADS" not in os.environ
+    with alone._turn:  # no thread of an earlier test is at a trial meanwhile
+        monkeypatch.setenv("MKL_NUM_THREADS", "7")
+        monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
+        before = {pool["filepath"]: pool["num_threads"] for pool in threadpool_info()}
+        with alone.pinned(2):
+            assert torch.get_num_threads() == 2
+            assert max(pool["num_threads"] for pool in threadpool_info()) == 2  # a library may have fewer to begin with
+            assert (os.environ["MKL_NUM_THREADS"], os.environ["OPENBLAS_NUM_THREADS"]) == ("2", "2")
+        assert torch.get_num_threads() == 1
+        assert {pool["filepath"]: pool["num_threads"] for pool in threadpool_info()} == before
+        assert os.environ["MKL_NUM_THREADS"] == "7"
+        assert "OPENBLAS_NUM_THREADS" not in os.environ
 
 
 # Locks
 
 
+HOLDING = """
+import contextlib, time
+from lowbit.pilot.executor import only
+with contextlib.suppress(KeyboardInterrupt), only(folder):
+    inside.send(True)
+    time.sleep(60)
+"""
+
+
 @contextlib.contextmanager
-def holding(folder: Path) -> Iterator[subprocess.Popen[str]]:
+def holding(folder: Path) -> Iterator[ForkServerProcess]:
     """A process that works in the folder until it is stopped."""
-    script = (
-        "import pathlib, sys, time\nfrom lowbit.pilot import executor\n"
-        "with executor.only(pathlib.Path(sys.argv[1])):\n    print('in', flush=True)\n    time.sleep(60)"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", script, str(folder)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
-    assert process.stdout is not None
-    with process:
-        assert process.stdout.readline() == "in\n"
+    forks = loaded()
+    told, inside = forks.Pipe(duplex=False)
+    process = forks.Process(target=exec, args=(HOLDING, {"folder": folder, "inside": inside}))
+    with told, inside:
+        process.start()
+        assert told.poll(60)
         yield process
         process.kill()
+        process.join()
 
 
 def test_second_command_in_a_folder_is_refused_and_a_dead_one_is_not_in_the_way(project: Path, tmp_path: Path) -> None:
@@ -390,7 +415,7 @@ def test_second_command_in_a_folder_is_refused_and_a_dead_one_is_not_in_the_way(
             measure(project, tmp_path)
         assert {path.name for path in tmp_path.iterdir()} == {".lock"}
         process.kill()
-        process.wait()
+        process.join()
         assert (tmp_path / ".lock").exists()
         with executor.only(tmp_path):
             assert json.loads((tmp_path / ".lock").read_text())["pid"] == os.getpid()
@@ -400,8 +425,8 @@ def test_second_command_in_a_folder_is_refused_and_a_dead_one_is_not_in_the_way(
 def test_interrupted_command_leaves_no_lock(tmp_path: Path) -> None:
     with holding(tmp_path) as process:
         assert (tmp_path / ".lock").exists()
-        process.send_signal(signal.SIGINT)
-        process.wait()
+        os.kill(int(process.pid or 0), signal.SIGINT)
+        process.join()
         assert not (tmp_path / ".lock").exists()
 
 
@@ -432,7 +457,7 @@ def test_file_system_without_locks_goes_by_the_note(tmp_path: Path, monkeypatch:
         with pytest.raises(lb.LowbitError, match=f"may be in use .process {process.pid} on"), executor.only(tmp_path):
             pass
         process.kill()
-        process.wait()
+        process.join()
         with executor.only(tmp_path):
             pass
         assert not (tmp_path / ".lock").exists()

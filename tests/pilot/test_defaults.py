@@ -13,7 +13,7 @@ from lowbit.errors import RecipeError
 from lowbit.pilot.planning import PlanError, plan_file
 from lowbit.pilot.record import LayerRow
 from lowbit.pilot.spec import PilotSpec, load_spec
-from lowbit.pilot.targets import searched, widened
+from lowbit.pilot.targets import factorized, searched, widened
 
 PILOT: dict[str, Any] = {
     "name": "cats",
@@ -71,12 +71,12 @@ def test_null_is_a_value_of_glue_and_no_default_for_recipe_files(tmp_path: Path)
 @pytest.mark.parametrize(
     ("defaults", "own", "told"),
     [
-        (3, BOTH, "defaults: Input should be a valid dictionary, got 3"),
+        (3, BOTH, "defaults: expected a mapping, got 3"),
         ({"name": "x"}, BOTH, "defaults: every variant has a name of its own; leave name out"),
         ({"distil": {}}, BOTH, "defaults.distil: unknown key; did you mean 'distill'?"),
         ({"distill": {"epoch": 3}}, BOTH, "defaults.distill.epoch: unknown key; did you mean 'epochs'?"),
-        ({"distill": {"epochs": 0}}, BOTH, "defaults.distill.epochs: Input should be greater than or equal to 1, got"),
-        ({"distill": {"epochs": 2}}, {**BOTH, "distill": {"epochs": 0}}, "variants[0].distill.epochs: Input should be"),
+        ({"distill": {"epochs": 0}}, BOTH, "defaults.distill.epochs: expected 1 or more, got"),
+        ({"distill": {"epochs": 2}}, {**BOTH, "distill": {"epochs": 0}}, "variants[0].distill.epochs: expected"),
         ({"weights": "itn4"}, {}, "defaults.weights: unknown format 'itn4'; did you mean 'int4'"),
         ({"rules": [{"weights": "itn4"}]}, {}, "defaults: rules[0].weights: unknown format 'itn4'"),
         ({"distill": None}, BOTH, "defaults.distill: it is empty; write {}"),
@@ -159,6 +159,37 @@ def test_format_that_the_target_has_not_is_refused(own: dict[str, Any], place: s
     assert f"{fmt}" in message
     assert "none of runtime.formats (int8, int4)" in message
     loaded(tmp_path, runtime={**runtime, "widen": True}, variants=variants)
+
+
+@pytest.mark.parametrize(
+    ("formats", "factorize", "place", "told"),
+    [
+        (["int8"], {"budget": {"like": "int4", "share": 0.7}}, "factorize", "leave int8, and no chain"),
+        (["int8", "e4m3"], {"tolerance": 0.1}, "factorize", "leave int8, and no chain; name choices such as '2x'"),
+        (["e4m3", "int8"], {"budget": {"most": 9}}, "factorize", "runtime.formats (e4m3, int8) leave int8, and no"),
+        (["int8", "int3"], {"budget": {"like": "2x int4"}}, "factorize.budget", "is like 2x int4, and of the method"),
+    ],
+)
+def test_choices_of_the_method_that_the_target_leaves_have_to_do(
+    formats: list[str], factorize: dict[str, Any], place: str, told: str, tmp_path: Path
+) -> None:
+    variants = [{"name": "a", "weights": "int8", "activations": "int8", "factorize": factorize}]
+    message = refusal(tmp_path, runtime={"formats": formats}, variants=variants)
+    assert message.startswith(f"variants[0].{place}: ")
+    assert told in message
+    loaded(tmp_path, runtime={"formats": formats, "widen": True}, variants=variants)
+    named = [{**variants[0], "factorize": {"choices": "2x"}}]
+    loaded(tmp_path, runtime={"formats": formats}, variants=named)  # which is in the formats of the variant
+
+
+def test_choices_that_the_target_leaves_are_enough(tmp_path: Path) -> None:
+    given = {"budget": {"like": "int4", "share": 0.7}}
+    variants = [{"name": "a", "weights": "int8", "activations": "int8", "factorize": given}]
+    (variant,) = loaded(tmp_path, runtime={"formats": ["int8", "int4"]}, variants=variants).variants
+    assert variant.factorize is not None
+    assert factorized(variant.factorize, ("int8", "int4")).choices == (
+        *("int8", "int4", "1.5x int4", "2x int4", "3x int4", "4x int4"),
+    )
 
 
 def test_format_from_defaults_is_refused_there(tmp_path: Path) -> None:

@@ -226,6 +226,7 @@ def test_other_warnings_go_on() -> None:
     assert told == ["a weak teacher"]
 
 
+@pytest.mark.slow  # test_cluster.py has a distilled variant in other processes, test_run.py others in joblib's own
 def test_processes_of_their_own_give_the_same_figures(
     project: Path, undisturbed: tuple[Run, Path], tmp_path: Path
 ) -> None:
@@ -254,7 +255,12 @@ def interrupting(steps: list[int], limit: int | None) -> Callable[[DistillSpec, 
     return lambda spec, black: augment
 
 
-def test_killed_in_training_it_goes_on_there(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_in_training_it_goes_on_there(
+    project: Path, undisturbed: tuple[Run, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("whole", "killed"):  # what is not trained is there already
+        shutil.copytree(undisturbed[1], tmp_path / name, ignore=shutil.ignore_patterns("distilled"))
+
     def started(name: str, limit: int | None = None) -> tuple[Run, int]:
         steps = [0]
         monkeypatch.setattr(DistillSpec, "augment", interrupting(steps, limit))

@@ -27,7 +27,7 @@ from lowbit.errors import ExportError
 from lowbit.export.measured import measure_formats
 from lowbit.layers import weighted_layers
 from lowbit.methods.factorization import run as factorizing
-from lowbit.pilot import executor, factorized, trial
+from lowbit.pilot import examined, executor, factorized, trial
 from lowbit.pilot import run as run_module
 from lowbit.pilot.record import FactorizationRow, Run, Trial, read
 from lowbit.pilot.run import run_pilot
@@ -284,7 +284,9 @@ def test_what_a_budget_chose_is_not_chosen_again(
     choices = ["int8", "rank 8", "spatial 1.5x int6"]
     given = {"choices": choices, "budget": {"like": "int8", "share": 0.85}, "layers": ["conv?"], "seed": 3}
     rewrite(project, **variant(**given))
-    row = row_of(measure(project, folder))
+    with monkeypatch.context() as patch:
+        pretending(patch)
+        row = row_of(measure(project, folder))
     assert {one.choice for one in row.layers} <= {*choices}
     assert any(one.kind for one in row.layers)
     assert row.after.bops <= row.budgets["bops"]
@@ -318,7 +320,7 @@ def test_factors_that_were_found_are_kept_until_the_trial_is_finished(
         raise ExportError("the disk is full")
 
     with monkeypatch.context() as patch:
-        patch.setattr(trial, "export_onnx", refuse)
+        patch.setattr(examined, "export_onnx", refuse)
         assert measure(project, folder).trials[1].error == "the disk is full"
     training = folder / "variants/chains/training"
     assert len([*training.rglob("*.safetensors")]) == 2
@@ -328,8 +330,9 @@ def test_factors_that_were_found_are_kept_until_the_trial_is_finished(
     assert not training.exists()
 
 
-def test_only_what_changed_is_done_again(copied: tuple[Path, Path]) -> None:
+def test_only_what_changed_is_done_again(copied: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     project, folder = copied
+    pretending(monkeypatch)
 
     def kept() -> list[bool]:
         lines: list[str] = []
@@ -337,7 +340,8 @@ def test_only_what_changed_is_done_again(copied: tuple[Path, Path]) -> None:
         return [line.endswith("(kept)") for line in sorted(lines)]
 
     assert kept() == [True, True, True]  # chains, float, trained
-    rewrite(project, variants=[{**CHAINS, "factorize": {"choices": "3x", "compare": False}}, TRAINED])
+    one = {"choices": "3x", "layers": "conv2", "compare": False}
+    rewrite(project, variants=[{**CHAINS, "factorize": one}, TRAINED])
     assert kept() == [False, True, True]
 
 
@@ -476,7 +480,12 @@ def test_a_refused_choice_is_told_where_times_do_not_decide(
 
 @pytest.mark.parametrize(
     "factorize",
-    [{"choices": "2x"}, {"choices": {"conv2": "2x"}}, {"budget": {"like": "int8", "share": 0.9}}, {"tolerance": 0.9}],
+    [
+        {"choices": "2x", "layers": "conv2"},
+        {"choices": {"conv2": "2x"}},
+        {"choices": ["int8", "2x"], "budget": {"like": "int8", "share": 0.9}, "layers": "conv2"},
+        {"choices": ["int8", "2x"], "tolerance": 0.9, "layers": "conv2"},
+    ],
 )
 def test_a_runtime_that_measures_nothing_is_told_where_times_do_not_decide(
     factorize: dict[str, Any], copied: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
@@ -541,9 +550,10 @@ def test_choices_are_measured_before_trials_run_side_by_side(
     ],
 )
 def test_what_does_not_fit_the_model_fails_its_own_variant(
-    copied: tuple[Path, Path], factorize: dict[str, Any], told: str
+    copied: tuple[Path, Path], factorize: dict[str, Any], told: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     project, folder = copied
+    pretending(monkeypatch)
     rewrite(project, **variant(**factorize))
     run = measure(project, folder)
     assert run.trials[0].verdict != "failed"

@@ -15,13 +15,15 @@ import yaml
 import lowbit as lb
 from lowbit import models
 from lowbit.errors import DataError
+from lowbit.pilot import run as pilot_run
 from lowbit.pilot import statistics
 from lowbit.pilot.judging import assemble
 from lowbit.pilot.planning import plan_file
-from lowbit.pilot.record import Kpi, LatencyRow, Limits, Run, Score, Trial, Verdict, read
+from lowbit.pilot.record import Kpi, LatencyRow, Limits, RepeatRow, Requirement, Run, Score, Trial, Verdict, read
 from lowbit.pilot.run import run_pilot, tasks_of
 from lowbit.pilot.sections.budgets import BudgetsSpec
 from lowbit.pilot.spec import PilotSpec, load_spec
+from lowbit.pilot.trial import Task
 
 NETWORK = """
 import torch
@@ -95,6 +97,24 @@ def test_checks_and_the_worst_of_them(kpi: Kpi, limits: Limits, expected: dict[s
             assert (row.limit, row.value, row.low) == (-float(kpi.tolerance or 0), -0.010, -0.016)
 
 
+def test_size_and_bops_are_those_of_all_seeds() -> None:
+    """From the smallest to the largest; a seed that failed has none."""
+    score, gap = TRIAL.score, TRIAL.difference
+    rows = (RepeatRow(1, score, gap, 210_000, bops=4_000_000), RepeatRow(2, None, None, 0, "no memory"))
+    seeded = replace(TRIAL, repeats=rows)
+    expected: dict[Requirement, list[tuple[float, Verdict]]] = {
+        "size": [(210_000, "meets"), (209_999, "borderline"), (199_999, "misses")],
+        "bops": [(5e6, "meets"), (4.5e6, "borderline"), (3.9e6, "misses")],
+    }
+    for what, cases in expected.items():
+        for limit, verdict in cases:
+            limits = Limits(size=int(limit)) if what == "size" else Limits(bops=limit)
+            _, row = statistics.checks(seeded, Kpi("accuracy", 0.5), limits)
+            assert (row.what, row.verdict) == (what, verdict)
+    _, row = statistics.checks(seeded, Kpi("accuracy", 0.5), Limits(bops=1.0))
+    assert (row.value, row.low, row.high) == (5e6, 4e6, 5e6)
+
+
 def test_float_is_judged_by_the_minimum_alone() -> None:
     base = replace(TRIAL, recipe=None, difference=None)
     asked = Limits(1, 1.0, 0.1)
@@ -121,6 +141,22 @@ def test_mean_over_seeds_has_both_spreads() -> None:
     two = [Score(0.1, 0.0, 0.2, 100), Score(0.99, 0.98, 1.0, 100)]
     assert (statistics.over_seeds(two, "accuracy").low, statistics.over_seeds(two, "accuracy").high) == (0.0, 1.0)
     assert statistics.over_seeds(two, "accuracy", difference=True).low == -1.0
+    ends = {
+        ("r2", False): (-math.inf, 1.0),
+        ("r2", True): (-math.inf, math.inf),
+        ("cosine", False): (-1.0, 1.0),
+        ("cosine", True): (-2.0, 0.0),
+        ("net.py:f", False): (-math.inf, math.inf),
+    }
+    for (metric, gap), (least, most) in ends.items():
+        apart = [Score(v - gap, v - gap - 0.01, v - gap + 0.01, 100) for v in (0.1, 0.9)]
+        wide = statistics.over_seeds(apart, metric, difference=gap)
+        assert wide.value == pytest.approx(0.5 - gap)
+        half = 12.7062 * 0.4  # t s / sqrt 2 of two values 0.8 apart
+        assert wide.low == pytest.approx(max(0.5 - gap - half, least), abs=1e-3)
+        assert wide.high == pytest.approx(min(0.5 - gap + half, most), abs=1e-3)
+    whole = Score(1 + 1e-16, 1.0, 1 + 1e-16, 100)  # a cosine that was rounded up
+    assert statistics.over_seeds([whole, whole], "cosine").high >= whole.value
 
 
 def test_interval_over_seeds_covers_the_mean() -> None:
@@ -141,6 +177,7 @@ def test_interval_over_seeds_covers_the_mean() -> None:
         ({"size": 1234}, Limits(size=1234)),
         ({"size": "200 kB"}, Limits(size=200_000)),
         ({"size": "1.5 MB"}, Limits(size=1_500_000)),
+        ({"size": 2000.0}, Limits(size=2000)),
         ({"size": "2GB"}, Limits(size=2_000_000_000)),
         ({"bops": "1e9"}, Limits(bops=1e9)),
         ({"bops": 2.5e6, "latency": 2.5}, Limits(bops=2.5e6, latency=2.5)),
@@ -167,23 +204,28 @@ def refusal(folder: Path, **sections: Any) -> str:
     ("sections", "told"),
     [
         ({"kpi": {"metric": "accuracy"}}, "kpi: give minimum (the least that counts), tolerance (the most that"),
-        ({"kpi": {"tolerance": 0}}, "kpi.tolerance: Input should be greater than 0"),
-        ({"kpi": {"tolerance": 1}}, "kpi: tolerance 1: accuracy is a share from 0 to 1; write 0.01 for"),
+        ({"kpi": {"tolerance": 0}}, "kpi.tolerance: expected more than 0"),
+        ({"kpi": {"tolerance": 1}}, "kpi.tolerance: accuracy is a share from 0 to 1; write 0.01 for"),
         ({"kpi": {"tolerence": 1}}, "kpi.tolerence: unknown key; did you mean 'tolerance'?"),
         ({"budgets": {}}, "budgets: it is empty; give size, bops or latency"),
         ({"budgets": {"size": "200 kg"}}, "budgets.size: expected a number of bytes, or text such as '200 kB'"),
-        ({"budgets": {"size": -1}}, "budgets.size: Input should be greater than 0"),
-        ({"budgets": {"size": "1e400 B"}}, "budgets.size: Input should be a finite number, got inf"),
+        ({"budgets": {"size": -1}}, "budgets.size: expected more than 0"),
+        ({"budgets": {"size": "1e400 B"}}, "budgets.size: expected a finite number, got inf"),
+        ({"budgets": {"size": 1.5}}, "budgets.size: expected whole bytes; write '1.5 MB' for 1500000, got 1.5"),
+        ({"budgets": {"size": "1.23456 kB"}}, "budgets.size: expected whole bytes"),
+        ({"budgets": {"size": True}}, "budgets.size: expected a number, got True"),
+        ({"budgets": {"bops": True}}, "budgets.bops: expected a number, got True"),
+        ({"budgets": {"latency": True}}, "budgets.latency: expected a number, got True"),
         ({"budgets": {"bops": "many"}}, "budgets.bops: expected a number such as 1e9"),
-        ({"budgets": {"latency": "fast"}}, "budgets.latency: Input should be a valid number"),
+        ({"budgets": {"latency": "fast"}}, "budgets.latency: expected a number"),
         ({"budgets": {"latenzy": 1}}, "budgets.latenzy: unknown key; did you mean 'latency'?"),
         ({"budget": {"size": 1}}, "budget: unknown key; did you mean 'budgets'?"),
         ({"seeds": 0}, "seeds: expected a number of seeds from 1 to 100"),
         ({"seeds": []}, "seeds: "),
         ({"seeds": [1, 1]}, "seeds: two seeds are the same"),
-        ({"seeds": [1, -1]}, "seeds[1]: Input should be greater than or equal to 0"),
-        ({"seeds": "all"}, "seeds: Input should be a valid tuple"),
-        ({"seed": 3}, "the file: seed is 3, and seeds begin with 4; give one or the other"),
+        ({"seeds": [1, -1]}, "seeds[1]: expected 0 or more"),
+        ({"seeds": "all"}, "seeds: expected a list"),
+        ({"seed": 3}, "seed: seeds begin with 4; give one or the other, got 3"),
     ],
 )
 def test_wrong_requirement_names_its_place(sections: dict[str, Any], told: str, tmp_path: Path) -> None:
@@ -293,6 +335,46 @@ def test_seed_that_fails_is_told_and_left_out(run: tuple[Run, Path], project: Pa
     assert found.score == found.own.score == trials[1].score
     assert found.repeats[0].error == "out of luck"
     assert "seed 5 failed: out of luck" in found.notes
+
+
+def test_first_seed_that_did_not_fail_stands_for_the_variant(
+    run: tuple[Run, Path], project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its file is the one that is timed and named, and the variant is no failed one."""
+    spec, folder = load_spec(project / "pilot.yaml"), run[1]
+    second = read(Trial, folder / "variants/w2/seeds/5/trial.json")
+
+    def with_a_failure(tasks: list[Task], *_: object) -> list[Trial]:
+        kept = [read(Trial, task.folder / "trial.json") for task in tasks]
+        return [Trial("w2", {}, "", "failed", error="no memory") if one.name == "w2" else one for one in kept]
+
+    before = (folder / "latency.json").read_bytes()
+    monkeypatch.setattr(pilot_run, "_trials", with_a_failure)
+    found = measured(project, spec, folder)
+    (folder / "latency.json").write_bytes(before)
+    assert [trial.name for trial in found.trials] == ["float", "w2", "fold", "curve"]
+    whole = found.trials[1]
+    assert (whole.seed, whole.score, whole.difference) == (5, second.score, second.difference)
+    assert whole.file == second.file == "variants/w2/seeds/5/model.onnx"
+    assert [(one.seed, one.error) for one in whole.repeats] == [(4, "no memory")]
+    assert whole.own is not None
+    assert (whole.own.seed, whole.own.file_bytes, whole.own.bops) == (5, second.file_bytes, second.bops)
+    assert "seed 4 failed: no memory" in whole.notes
+    assert whole.verdict == statistics.worst(whole.checks) != "failed"
+    assert len(whole.latencies) == 1
+
+    def with_failures(tasks: list[Task], *_: object) -> list[Trial]:
+        return [
+            replace(one, error="no memory", score=None, verdict="failed") if "w2" in task.folder.parts else one
+            for task in tasks
+            for one in [read(Trial, task.folder / "trial.json")]
+        ]
+
+    monkeypatch.setattr(pilot_run, "_trials", with_failures)
+    whole = measured(project, spec, folder).trials[1]
+    (folder / "latency.json").write_bytes(before)
+    assert (whole.name, whole.seed, whole.verdict, whole.error) == ("w2", 4, "failed", "no memory")
+    assert [one.seed for one in whole.repeats] == [5]
 
 
 def test_plan_counts_seeds_and_names_budgets(run: tuple[Run, Path], project: Path, tmp_path: Path) -> None:

@@ -190,7 +190,7 @@ def copied(project: Path, undisturbed: tuple[Run, Path], tmp_path: Path) -> tupl
         ({"decoder": "arithmetic", "learned_table": True}, "decoder 'arithmetic' has none"),
         ({"path": "hilbert3", "decoder": "arithmetic"}, "hilbert3"),
         ({"path": "fold4", "decoder": "table"}, "decoder 'table' is for paths in two channels"),
-        ({"epochs": 0}, "greater than or equal to 1"),
+        ({"epochs": 0}, "expected 1 or more"),
         ({"path": "snake200"}, "2 to 128 rows"),
         (None, "output: it is empty; write {}"),
     ],
@@ -218,7 +218,7 @@ def test_output_that_does_not_fit_is_one_line(output: dict[str, Any] | None, tol
                 "kpi": {"metric": "accuracy", "minimum": 0.5},
                 "variants": [{**FOLD, "output": {"path": "fold4", "labels": True}}],
             },
-            "variant 'fold': output.labels takes targets from labels, and kpi.metric is 'accuracy', so labels are",
+            r"variants\[0\].output.labels: it takes targets from labels, and kpi.metric is 'accuracy', so labels are",
         ),
     ],
 )

@@ -14,7 +14,8 @@ import yaml
 
 from lowbit import cli, data, models
 from lowbit.costs import cost
-from lowbit.pilot.planning import Plan, PlanError, plan_file
+from lowbit.pilot.plan import Plan
+from lowbit.pilot.planning import PlanError, plan_file
 from lowbit.pilot.record import Run
 from lowbit.pilot.run import run_pilot
 from lowbit.pilot.spec import load_spec
@@ -194,6 +195,26 @@ def test_labels_that_training_needs(project: Path) -> None:
     variants = [{"name": "v", "weights": "int8", "activations": "int8", "distill": {"loss": "labels"}}]
     (found,) = problems(project, variants=variants)
     assert "the data that it trains on has no labels" in found
+
+
+def test_an_output_that_is_no_row_of_targets(project: Path) -> None:
+    (project / "squeezed.py").write_text(
+        "import torch\nfrom torch import nn\n\n\nclass Net(nn.Module):\n"
+        "    def __init__(self):\n        super().__init__()\n        self.head = nn.Linear(64, 1)\n\n"
+        "    def forward(self, x):\n        return self.head(x.flatten(1)).squeeze(1)\n"
+    )
+    inputs = np.load(project / "test.npz")["inputs"]
+    np.savez(project / "targets.npz", inputs=inputs, labels=inputs.mean((1, 2, 3)))
+    formats = {"weights": "int8", "activations": "int8"}
+    found = problems(
+        project,
+        model="squeezed.py:Net",
+        data={"calibration": {"source": "targets.npz"}, "test": {"source": "targets.npz"}},
+        kpi={"metric": "r2", "minimum": 0.5},
+        variants=[{"name": "folded", **formats, "output": {"path": "fold4"}}, {"name": "direct", **formats}],
+    )
+    told = "output: the model returns [N]; an output needs [N, 1]: leave out the squeeze"
+    assert found == (f"{project / 'pilot.yaml'}: variants[0] ('folded'): {told}",)
 
 
 def test_layers_of_features_and_chains(project: Path) -> None:

@@ -25,11 +25,13 @@ import yaml
 
 import lowbit as lb
 from lowbit import data, files, models
+from lowbit.errors import DataError
+from lowbit.pilot import examined
 from lowbit.pilot import run as pilot_run
 from lowbit.pilot import trial as pilot_trial
 from lowbit.pilot.record import Run, Trial, read
-from lowbit.pilot.run import run_pilot
-from lowbit.pilot.spec import load_spec
+from lowbit.pilot.run import run_pilot, tasks_of
+from lowbit.pilot.spec import PilotSpec, load_spec
 from lowbit.report.page import render
 
 NETWORK = """
@@ -328,7 +330,7 @@ def test_variant_stopped_under_another_recipe_is_not_taken_for_finished(
     before = files.sha256(folder / "variants/w4a8/model.onnx")
     lb.Recipe.uniform("ternary", "int8").save(project / "w4a8.yaml")
     with monkeypatch.context() as patch:
-        patch.setattr(pilot_trial, "verify", interrupted)
+        patch.setattr(examined, "verify", interrupted)
         with pytest.raises(KeyboardInterrupt):
             measure(project, folder)
     assert files.sha256(folder / "variants/w4a8/model.onnx") != before
@@ -514,7 +516,7 @@ def started(project: Path, folder: Path) -> Iterator[subprocess.Popen[str]]:
 
 def test_killed_at_any_moment_it_ends_the_same(project: Path, undisturbed: tuple[Run, Path], tmp_path: Path) -> None:
     folder, dice = tmp_path / "run", random.Random(0)
-    for _ in range(3):
+    for _ in range(2):
         with started(project, folder) as process:
             seen = set(folder.rglob("*"))
             until = time.monotonic() + 60
@@ -538,3 +540,27 @@ def test_killed_at_any_moment_it_ends_the_same(project: Path, undisturbed: tuple
     assert page.open == []
     assert all(t.name in page.text for t in run.trials)
     assert str(run.trials[3].error) in page.text
+
+
+@pytest.mark.parametrize(
+    ("variant", "told"),
+    [
+        ({"distill": {"crop": 8}}, "distill.crop: images are 8 x 8, and a shift by up to 8 pixels can leave nothing"),
+        ({"distill": {"crop": 10**9, "flip": True}}, "distill.crop and distill.flip: images are 8 x 8, and a shift by"),
+        ({"factorize": {"norms": True, "crop": 99}}, "factorize.crop: images are 8 x 8, and a shift by up to 99 pix"),
+        ({"distill": {"crop": 7}, "factorize": {"norms": True, "crop": 7}}, ""),
+    ],
+)
+def test_images_are_shifted_by_less_than_their_size(project: Path, variant: dict[str, Any], told: str) -> None:
+    """Which is told before anything runs."""
+    spec = PilotSpec.model_validate(PILOT | {"variants": [{"name": "a", "weights": "int8"} | variant]})
+    model, folder = models.load(spec.model, None, project), project / "nowhere"
+    calibration, test = (one.open(project, 0) for one in (spec.data.calibration, spec.data.test))
+    if not told:
+        assert len(tasks_of(spec, model, calibration, test, folder, base=project)[0]) == 2
+        return
+    with pytest.raises(DataError, match=f"variant 'a': {told}"):
+        tasks_of(spec, model, calibration, test, folder, base=project)
+    with pytest.raises(DataError, match=told):
+        run_pilot(spec, model, calibration, test, folder, base=project, progress=False)
+    assert not folder.exists()

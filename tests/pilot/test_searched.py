@@ -26,7 +26,7 @@ from lowbit.costs import MeasuredCosts
 from lowbit.errors import ExportError
 from lowbit.export import measured
 from lowbit.methods.search.explore import Sample, read_samples
-from lowbit.pilot import executor, searched, trial
+from lowbit.pilot import examined, executor, searched, trial
 from lowbit.pilot import run as run_module
 from lowbit.pilot.measured import fingerprint
 from lowbit.pilot.record import Run, SearchRow, Trial, read
@@ -313,7 +313,7 @@ def test_what_fails_after_the_search_does_not_search_again(
         raise ExportError("the disk is full")
 
     with monkeypatch.context() as patch:
-        patch.setattr(trial, "export_onnx", refuse)
+        patch.setattr(examined, "export_onnx", refuse)
         assert measure(project, folder).trials[1].error == "the disk is full"
     explored = folder / "variants/searched/training/explore/log.jsonl"
     before = explored.read_bytes()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,12 @@ from torch import nn
 from lowbit import data, models
 from lowbit.data import open_data
 from lowbit.errors import DataError, LayerError
+from lowbit.pilot.looking import Given
+from lowbit.pilot.record import Limits, Trial
 from lowbit.pilot.run import run_pilot
 from lowbit.pilot.spec import DataSpec, PilotSpec, load_spec
-from lowbit.pilot.starting import Given, start
+from lowbit.pilot.starting import start
+from lowbit.pilot.statistics import checks, difference, score, worst
 
 NETWORKS = """
 import torch
@@ -59,6 +63,21 @@ def branching():
 def backwards():
     torch.manual_seed(3)
     return Backwards()
+
+
+class Squeezing(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(6, 8)
+        self.last = nn.Linear(8, 1)
+
+    def forward(self, x):
+        return self.last(self.first(x)).squeeze(1)
+
+
+def squeezing():
+    torch.manual_seed(3)
+    return Squeezing()
 
 
 def unquantizable():
@@ -128,23 +147,46 @@ def test_digits_get_every_variant_and_their_file_runs(here: Path) -> None:
     assert [t.verdict == "failed" for t in run.trials] == [False, False]
 
 
-def test_kpi_of_classes_is_the_accuracy_less_a_point(here: Path) -> None:
+def test_kpi_of_classes_is_a_point_less_than_float(here: Path) -> None:
     inputs = rows(90)
     with torch.no_grad():
         labels = models.load("nets.py:backwards")(inputs).argmax(1)
     labels[:9] = (labels[:9] + 1) % 3  # a tenth of them wrong
     start("nets.py:backwards", given("d.npz", inputs, labels), here / "pilot.yaml")
     spec, text = written(here / "pilot.yaml")
-    assert (spec.kpi.metric, spec.kpi.minimum) == ("accuracy", 0.89)
+    assert (spec.kpi.metric, spec.kpi.minimum, spec.kpi.tolerance) == ("accuracy", None, 0.01)
+    assert "# minimum: 0.8900" in text
     assert "90.00%" in text
     assert "No --test was given" in text
+
+
+@pytest.mark.parametrize(("metric", "fewest"), [("accuracy", 194), ("agreement", 96)])
+def test_float_meets_what_a_first_file_asks(here: Path, metric: str, fewest: int) -> None:
+    """And so does a variant that predicts the same on all samples, from as many on as the file asks for."""
+    for count in (fewest - 1, fewest):
+        inputs = rows(count)
+        with torch.no_grad():
+            outputs = models.load("nets.py:backwards")(inputs)
+        labels = outputs.argmax(1) if metric == "accuracy" else None
+        path = here / f"{count}.yaml"
+        start("nets.py:backwards", given("d.npz", inputs, labels), path)
+        spec, text = written(path)
+        assert spec.kpi.metric == metric
+        few = f"{count} test samples are too few to tell so small a loss" in comments(text)
+        assert few == (count < fewest)
+        assert (f"give {fewest} or more" in comments(text)) == few
+        arrays = (metric, outputs.numpy(), None if labels is None else labels.numpy(), outputs.numpy(), 0)
+        same = Trial("same", {}, "", "misses", score=score(*arrays), difference=difference(*arrays))
+        base = replace(same, recipe=None, difference=None)
+        verdicts = [worst(checks(one, spec.kpi.asked(), Limits())) for one in (base, same)]
+        assert verdicts == ["meets", "borderline" if few else "meets"]
 
 
 def test_what_is_commented_out_can_be_used(here: Path) -> None:
     """Keys with a comment behind them, uncommented; the file still loads, and says what they say."""
     start("nets.py:backwards", given("d.npz", rows(40)), here / "pilot.yaml")
     text = (here / "pilot.yaml").read_text()
-    assert "kpi: {metric: agreement, minimum: 0.9800}    # tolerance: 0.02" in text
+    assert "kpi: {metric: agreement, tolerance: 0.02}    # minimum: 0.9800" in text
     keys = ("budgets:", "  size:", "  bops:", "  latency:", "seeds:", "defaults:", "  activations:")
     for key in keys:
         assert text.count(f"\n# {key}") == 1
@@ -167,7 +209,7 @@ def test_first_and_last_layer_are_those_called_first_and_last(here: Path) -> Non
 def test_without_labels_agreement_decides(here: Path) -> None:
     start("nets.py:backwards", given("d.npz", rows(40)), here / "pilot.yaml")
     spec, text = written(here / "pilot.yaml")
-    assert (spec.kpi.metric, spec.kpi.minimum) == ("agreement", 0.98)
+    assert (spec.kpi.metric, spec.kpi.tolerance) == ("agreement", 0.02)
     assert "There are no labels" in text
     assert not any(
         v.distill or v.search or v.factorize or v.output for v in spec.variants
@@ -181,14 +223,36 @@ def test_regression_gets_r2_and_outputs_on_a_path(here: Path) -> None:
     noise = 0.1 * clean.std() * torch.randn(clean.shape, generator=torch.Generator().manual_seed(5))
     targets = clean + noise
     start("nets.py:regression", given("d.npz", inputs, targets), here / "pilot.yaml")
-    spec, _ = written(here / "pilot.yaml")
+    spec, text = written(here / "pilot.yaml")
     unexplained = float((noise**2).sum() / ((targets - targets.mean(0)) ** 2).sum())
     assert spec.kpi.metric == "r2"
-    assert spec.kpi.minimum == pytest.approx(1 - 1.1 * unexplained, abs=1e-3)
-    assert spec.kpi.minimum is not None
-    assert spec.kpi.minimum < 1 - unexplained
+    assert spec.kpi.tolerance == pytest.approx(0.1 * unexplained, rel=0.05)
+    assert float(text.partition("# minimum: ")[2].split()[0]) == pytest.approx(1 - 1.1 * unexplained, abs=1e-3)
     assert {"fold", "curve", "w4a4-distilled", "mixed"} - {v.name for v in spec.variants} == {"mixed"}  # three layers
     assert [v.output.path for v in spec.variants if v.output] == ["fold4", "auto"]
+
+
+def test_a_model_that_ends_in_no_layer_is_told_so(here: Path) -> None:
+    inputs = rows(60)
+    start("nets.py:squeezing", given("d.npz", inputs, inputs[:, 0]), here / "pilot.yaml")
+    spec, text = written(here / "pilot.yaml")
+    assert spec.kpi.metric == "r2"
+    assert not any(v.output for v in spec.variants)
+    ends = "No output variants (fold, curve): the model does not end in a layer that can be widened ("
+    assert f"{ends}Squeezing ends in 'squeeze'" in comments(text)
+
+
+def test_a_model_worse_than_the_mean_is_warned_of(here: Path) -> None:
+    inputs = rows(60)
+    with torch.no_grad():
+        outputs = models.load("nets.py:regression")(inputs)
+    said = start("nets.py:regression", given("d.npz", inputs, 5 - 9 * outputs), here / "pilot.yaml")
+    assert any(line.startswith("warning: an r2 below 0") and "belong to this model?" in line for line in said)
+    assert "does the data belong to this model?" in comments((here / "pilot.yaml").read_text())
+    exact = start("nets.py:regression", given("d.npz", inputs, outputs * 1.001), here / "exact.yaml")
+    assert not any("warning" in line for line in exact)
+    score = next(line.split()[3] for line in exact if line.startswith("float model: r2 "))
+    assert 0.9999 < float(score) < 1
 
 
 def test_untraceable_model_is_told_so(here: Path) -> None:
@@ -235,6 +299,13 @@ def test_existing_file_stays(here: Path) -> None:
             None,
             LayerError,
             "no layer that can be quantized: 0: LSTM reads",
+        ),
+        (
+            "nets.py:regression",
+            torch.zeros(20, 6),
+            torch.eye(2).tile(10, 1),
+            DataError,
+            "array 'labels' .20, 2. look one",
         ),
         ("nets.py:nothing", torch.zeros(20, 6), None, DataError, "has no 'nothing'"),
     ],

@@ -179,9 +179,7 @@ def test_metric_without_labels_is_refused_before_anything_runs(metric: str) -> N
 
 
 def test_metric_that_does_not_exist() -> None:
-    with pytest.raises(
-        DataError, match="'acuracy' is unknown; expected accuracy, agreement, r2, cosine or"
-    ):
+    with pytest.raises(DataError, match="'acuracy' is unknown; expected accuracy, agreement, r2, cosine or"):
         statistics.check_metric("acuracy", np.zeros(1))
     with pytest.raises(DataError, match=r"reference 'numpy:nothing': 'numpy' has no 'nothing'"):
         statistics.check_metric("numpy:nothing", np.zeros(1))

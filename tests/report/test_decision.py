@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from pages import FAILED, FLOAT, HOSTILE_NAME, RUN, W2A8, W4A8, W8A8, Outline
+import yaml
+from pages import DISTILLATION, FAILED, FLOAT, HOSTILE_NAME, RUN, SEARCH, W2A8, W4A8, W8A8, Outline
+from scipy import stats
 
-from lowbit.pilot.abtest import samples_needed
+from lowbit.pilot import statistics
+from lowbit.pilot.power import needed_for_pairs, samples_needed
 from lowbit.pilot.record import CheckRow, Kpi, Limits, RepeatRow, Run, Score, Trial, Verdict
-from lowbit.report import changes, checklist, decision
+from lowbit.pilot.spec import load_spec
+from lowbit.report import changes, checklist, decision, requirements, rollout
 from lowbit.report.page import render
 
 ASKED = "accuracy ≥ 91.0 %"
@@ -46,7 +52,20 @@ def run(*trials: Trial, **fields: Any) -> Run:
         ),
         (
             run(FLOAT, replace(HOSTILE_NAME, name="w3a8"), W2A8),
-            f"More data needed: none of 2 variants surely meets {ASKED}; w3a8 may, at 91.05 %.",
+            f"More data needed: none of 2 variants surely meets {ASKED}; w3a8 may: accuracy 91.05 % (90.50 to 91.60), "
+            "asked ≥ 91.0 %.",
+        ),
+        (
+            run(replace(FLOAT, verdict="misses"), W2A8),
+            f"No-go: the only variant, w2a8, misses {ASKED}, at 84.27 %, and so does the float model.",
+        ),
+        (
+            run(replace(FLOAT, verdict="misses"), W2A8, FAILED),
+            f"No-go: none of 2 variants meets {ASKED}, nor does the float model; the best, w2a8, has 84.27 %.",
+        ),
+        (
+            run(replace(FAILED, recipe=None), W2A8),
+            f"No-go: the only variant, w2a8, misses {ASKED}, at 84.27 %.",
         ),
         (run(W8A8, W2A8), f"Go: take w8a8, the only one of 2 variants that meets {ASKED}: 0.37 MB."),
         (
@@ -111,7 +130,7 @@ OPEN = replace(
 
 
 def test_every_requirement_is_told_with_its_figure_and_what_was_asked() -> None:
-    told = [(one.name, one.figure, one.asked, one.state) for one in decision.requirements(OPEN, RUN)]
+    told = [(one.name, one.figure, one.asked, one.state) for one in requirements.of_trial(OPEN, RUN)]
     assert told == [
         ("accuracy", "91.31 % (90.74 to 91.84)", "≥ 91.0 %", "open"),
         ("accuracy from float", "−0.54 pp (−0.81 to −0.27)", "≥ −1.0 pp", "met"),
@@ -124,32 +143,94 @@ def test_every_requirement_is_told_with_its_figure_and_what_was_asked() -> None:
     assert "measure again on a quiet machine" in page
 
 
-def test_needed_samples_are_those_of_the_ab_test() -> None:
-    variance = 10_000 * ((0.9184 - 0.9074) / (2 * 1.96)) ** 2
-    expected = samples_needed(0.9131 - 0.91, 0.0, variance)
-    assert expected is not None
-    assert expected > 10_000
-    assert decision.needed(CHECKS[0], OPEN) == expected
-    assert f"about {expected:,} test samples in all would decide" in decision.requirements(OPEN, RUN)[0].needs
+@pytest.mark.parametrize("value", [0.92, 0.9])
+def test_needed_samples_decide_about_a_minimum_in_four_tests_of_five(value: float) -> None:
+    """Against scipy's own Wilson interval, for every number of hits that can come."""
+    check = replace(CHECKS[0], value=value)
+    number = requirements.needed(check, replace(OPEN, score=Score(value, 0.8, 0.99, 100)), RUN)
+    assert number is not None
+    hits = np.arange(number + 1)[np.abs(np.arange(number + 1) / number - value) < 6 * (value / number) ** 0.5]
+    intervals = [stats.binomtest(int(k), number).proportion_ci(method="wilson") for k in hits]
+    decided = [(one.low if value > 0.91 else -one.high) > (0.91 if value > 0.91 else -0.91) for one in intervals]
+    assert stats.binom.pmf(hits[decided], number, value).sum() == pytest.approx(0.8, abs=0.02)
+    told = requirements.of_trial(replace(OPEN, checks=(check,), score=Score(value, 0.8, 0.99, 100)), RUN)[0].needs
+    assert f"about {number:,} test samples in all would decide" in told
+
+
+def test_needed_samples_decide_about_a_tolerance_and_about_numbers() -> None:
+    gap = statistics_of(lost=30, won=20, count=600)
+    check = CheckRow("tolerance", -0.03, gap.value, gap.low, gap.high, "borderline")
+    found = requirements.needed(check, replace(OPEN, difference=gap), RUN)
+    assert found == needed_for_pairs(50 / 600, gap.value, 0.03)
+    variance = 600 * ((gap.high - gap.low) / (2 * 1.96)) ** 2
+    numbers = requirements.needed(check, replace(OPEN, difference=gap), run(FLOAT, kpi=Kpi("r2", None, 0.03)))
+    assert numbers == samples_needed(gap.value + 0.03, 0.0, variance)
+
+
+def statistics_of(lost: int, won: int, count: int) -> Score:
+    """The difference that a pilot records where one model alone is right so often."""
+    a, b = np.ones((2, count, 1), dtype=np.float32)
+    a[:won], b[won : won + lost] = -1, -1
+    return statistics.difference("agreement", b, None, np.ones_like(b), 0, baseline=a)
 
 
 def test_samples_do_not_decide_what_lies_on_the_limit_or_spreads_by_seeds() -> None:
     on_limit = replace(CHECKS[0], value=0.91)
-    assert decision.needed(on_limit, OPEN) is None
-    told = decision.requirements(replace(OPEN, checks=(on_limit,)), RUN)[0].needs
+    assert requirements.needed(on_limit, OPEN, RUN) is None
+    told = requirements.of_trial(replace(OPEN, checks=(on_limit,)), RUN)[0].needs
     assert told == "its value lies on the limit, where no number of samples decides"
     repeated = replace(OPEN, repeats=(RepeatRow(1, OPEN.score, OPEN.difference, 240_000),))
-    assert decision.needed(CHECKS[0], repeated) is None
-    assert "its seeds differ" in decision.requirements(repeated, RUN)[0].needs
+    assert requirements.needed(CHECKS[0], repeated, RUN) is None
+    assert "its seeds differ" in requirements.of_trial(repeated, RUN)[0].needs
+
+
+SLOW = replace(W4A8, verdict="borderline", checks=(replace(CHECKS[0], verdict="meets"), CHECKS[4]))
+
+
+def test_an_open_latency_is_no_question_of_samples() -> None:
+    found = run(FLOAT, SLOW, limits=Limits(latency=0.4))
+    assert decision.headline(found) == (
+        "Not settled: the only variant, w4a8, may meet all that was asked or not: latency 0.410 ms (0.380 to 0.450), "
+        "asked ≤ 0.400 ms."
+    )
+    assert decision.remark(run(FLOAT, SLOW, W2A8)).startswith("All 2 variants: 1 not settled and 1 no-go.")
+    (told,) = rollout.instead(found)
+    assert told.startswith("w4a8: measure again on a quiet machine (delete latency.json")
+    page = Outline(render(found)).text
+    assert "not settled a cost lies across its limit" in page  # in the glossary
+    assert "it lies on both sides of what was asked" in page.lower()
+    assert "a cost lies across its limit" not in Outline(render(RUN)).text
+    both = replace(SLOW, checks=(CHECKS[0], CHECKS[4]))
+    assert decision.said(both) == "more data needed"
+    assert any("Decide once" in one for one in rollout.instead(run(FLOAT, both)))
+
+
+@pytest.mark.parametrize(
+    ("what", "value", "told"),
+    [
+        ("size", 29_880, "its seeds made files of 29,880 to 31,000 bytes; that of seed 0, the one to deploy, fits"),
+        ("size", 30_500, "files of 29,880 to 31,000 bytes; that of seed 0, the one to deploy, does not fit"),
+        ("bops", 29_880, "its seeds take 29,880 to 31,000 BOPs; the file of seed 0, the one to deploy, fits"),
+        ("bops", 31_000, "the file of seed 0, the one to deploy, does not fit: name one first whose file does"),
+    ],
+)
+def test_seeds_on_both_sides_of_a_cost_are_told_with_their_span(what: Any, value: float, told: str) -> None:
+    check = CheckRow(what, 30_000, value, 29_880, 31_000, "borderline")
+    seeded = replace(OPEN, checks=(check,), repeats=(RepeatRow(1, OPEN.score, OPEN.difference, 31_000),))
+    (one,) = requirements.of_trial(seeded, RUN)
+    assert told in one.needs
+    assert ("(0.030 to 0.031 MB)" if what == "size" else "(29.9 to 31.0 K)") in one.figure
+    assert requirements.needed(check, seeded, RUN) is None
 
 
 @pytest.mark.parametrize(
     ("verdict", "word"),
-    [("meets", "go"), ("borderline", "more data needed"), ("misses", "no-go"), ("failed", "no-go")],
+    [("meets", "go"), ("borderline", "more data needed"), ("misses", "no-go"), ("failed", "failed")],
 )
 def test_words_of_verdicts(verdict: Verdict, word: str) -> None:
     assert decision.word(verdict) == word
     assert decision.meaning(verdict).endswith(".")
+    assert [one for one, _, _ in decision.words(RUN) if one == word] == [word]  # each word is explained once
 
 
 def test_every_seed_has_a_row() -> None:
@@ -159,7 +240,8 @@ def test_every_seed_has_a_row() -> None:
     html = render(run(FLOAT, seeded))
     text = Outline(html).text.replace("\N{NO-BREAK SPACE}", " ")
     assert (
-        "Seed Accuracy From float File 0 91.62 % (91.07 to 92.17) −0.23 pp (−0.44 to −0.01) 0.24 MB 1 91.10 %" in text
+        "Seed Accuracy From float File BOPs 0 91.62 % (91.07 to 92.17) −0.23 pp (−0.44 to −0.01) 0.24 MB – 1 91.10 %"
+        in text
     )
     assert "3 no memory <b>" in text
     assert "no memory <b>" not in html
@@ -212,3 +294,45 @@ def test_convolutions_are_counted_by_their_macs() -> None:
     macs = [row.macs for row in FLOAT.layers]
     share = 100 * sum(macs[1:-1]) / sum(macs)  # neither the first layer nor the linear one
     assert f"{share:.2f} %" in fits(RUN)["Factorization"].why
+
+
+def test_advice_to_distill_counts_variants_that_nothing_trained() -> None:
+    trained = replace(W2A8, name="trained", distillation=DISTILLATION), replace(W2A8, name="mixed", search=SEARCH)
+    assert "nothing tells its gain" in fits(run(FLOAT, *trained))["Distillation"].why
+    kept = replace(W8A8, difference=Score(0.0, -0.001, 0.001, 10_000))
+    assert "no variant without training surely lost" in fits(run(FLOAT, kept, *trained))["Distillation"].why
+    unlearned = replace(W2A8, name="plain-mix", search=replace(SEARCH, epochs=()))
+    why = fits(run(FLOAT, *trained, unlearned))["Distillation"].why
+    assert "plain-mix surely loses" in why
+    assert "trained" not in why
+
+
+TARGETS = (["int8"], ["int4", "int8"], ["int2", "int3"], ["e4m3", "int4", "int8"], ["e4m3"], ["int8", "mid2"], ["int4"])
+
+
+@pytest.mark.parametrize("formats", [*TARGETS, None])
+def test_lines_ask_for_formats_that_the_target_has(formats: list[str] | None, tmp_path: Path) -> None:
+    """Every line that is proposed is one that the pilot itself takes."""
+    runtime = {} if formats is None else {"runtime": {"formats": formats}}
+    found = checklist.methods(run(FLOAT, pilot=runtime, kpi=Kpi("r2", 0.9)))
+    lines = {one.name: yaml.safe_load(one.line)[0] for one in found if one.fit != "no" and one.line.startswith("- ")}
+    for variant in lines.values():
+        file = {
+            "name": "some",
+            "model": "m.py:build",
+            "data": {"calibration": {"source": "a.npz"}, "test": {"source": "b.npz"}},
+            "kpi": {"metric": "r2", "minimum": 0.9},
+            "variants": [variant],
+            **runtime,
+        }
+        (tmp_path / "pilot.yaml").write_text(yaml.safe_dump(file))
+        load_spec(tmp_path / "pilot.yaml")
+    assert ("8-bit integers" in lines) == (formats is None or "int8" in formats)
+    assert ("Low-bit floats" in lines) == (formats is None or len(formats) == 3)
+    if formats == ["int8"]:
+        (missing,) = [one for one in found if one.name == "Weights of 4 bits and fewer"]
+        assert (missing.fit, missing.why[:52]) == ("no", "The target has no formats for it (runtime.formats: i")
+    if formats == ["e4m3"]:
+        assert lines == {}
+    widening = run(FLOAT, pilot={"runtime": {"formats": ["int8"], "widen": True}})
+    assert all(one.line for one in checklist.methods(widening))

@@ -106,6 +106,19 @@ def scored(**fields: Any) -> Trial:
     return replace(CLEAN, **fields)
 
 
+BOTH = (
+    CheckRow("minimum", 0.9, 0.9181, 0.91, 0.92, "meets"),
+    CheckRow("tolerance", -0.01, 0, -0.02, 0.02, "borderline"),
+)
+
+
+def losses(*values: float) -> Trial:
+    """Seeds that lose so much, all of them far above the minimum; the first loses nothing."""
+    gaps = [Score(-value, -value - 0.002, 0.002 - value, 10_000) for value in (0.0, *values)]
+    own, *rows = (RepeatRow(i, Score(*SURE), gap, 1) for i, gap in enumerate(gaps))
+    return replace(CLEAN, own=own, repeats=tuple(rows), checks=BOTH)
+
+
 BORDERLINE = CheckRow("minimum", 0.91, 0.9105, 0.905, 0.916, "borderline")
 WORSE = Score(-0.02, -0.03, -0.01, 10_000)
 CASES: dict[str, tuple[Trial, Trial, str, risks.Severity]] = {  # without, with, what it says, how much it weighs
@@ -123,7 +136,18 @@ CASES: dict[str, tuple[Trial, Trial, str, risks.Severity]] = {  # without, with,
         "medium",
     ),
     "seeds": (seeds(0.9182, 0.9179), seeds(0.9182, 0.9111), "its seeds disagree: from 91.11 % to 91.82 %", "medium"),
-    "sides": (seeds(0.9182, 0.9179), seeds(0.9182, 0.9082), "its seeds disagree: from 90.82 %", "high"),
+    "sides": (
+        seeds(0.9182, 0.9179),
+        seeds(0.9182, 0.9082),
+        "on both sides of what is asked: accuracy from 90.82 % to",
+        "high",
+    ),
+    "sides of a tolerance": (
+        losses(0.001, 0.009),
+        losses(0.001, 0.011),
+        "accuracy from float from −1.10 pp to 0.00 pp, asked ≥ −1.0 pp",
+        "high",
+    ),
     "failed seed": (seeds(0.9182), seeds(0.9182, error="no memory"), "training failed with 1 seed", "high"),
     "unverified": (CLEAN, scored(verification=None), "was not verified", "high"),
     "predictions": (verified(same_prediction=0.9995), verified(same_prediction=0.99), "the same for 99.00 %", "high"),
@@ -216,6 +240,7 @@ def test_agreement_as_the_metric_is_no_risk_of_its_own() -> None:
 FEW = Score(0.9181, 0.86, 0.95, 200)
 SAME = {"data": {"calibration": {"source": "a.npz"}, "test": {"source": "a.npz"}}}
 SLOW = replace(CLEAN, latencies=tuple(replace(r, median_ms=50.0) for r in CLEAN.latencies))
+TAUGHT = {"data": {"calibration": {"source": "a.npz"}, "test": {"source": "b.npz"}, "train": {"source": "./b.npz"}}}
 RUNS: dict[str, tuple[Run, str, risks.Severity]] = {
     "float misses": (
         replace(AROUND, trials=(replace(FLOAT, verdict="misses"), CLEAN)),
@@ -229,6 +254,11 @@ RUNS: dict[str, tuple[Run, str, risks.Severity]] = {
         "medium",
     ),
     "same data": (replace(AROUND, pilot=SAME), "come from the same source", "high"),
+    "trained on test data": (
+        replace(AROUND, pilot=TAUGHT, trials=(FLOAT, replace(CLEAN, distillation=DISTILLATION))),
+        "variants were trained on the test data",
+        "high",
+    ),
     "machine": (replace(AROUND, trials=(FLOAT, SLOW)), "no variant is faster than float on this machine", "medium"),
     "failed": (replace(AROUND, trials=(FLOAT, CLEAN, FAILED)), "1 variant failed", "low"),
 }
@@ -240,6 +270,45 @@ def test_a_risk_of_the_run_is_found_where_it_is(case: str) -> None:
     (risk,) = grounds.of_run(having)
     assert told in risk.what
     assert (risk.severity, bool(risk.where), bool(risk.remedy)) == (severity, True, True)
+
+
+def test_training_data_counts_where_something_was_trained() -> None:
+    assert grounds.of_run(replace(AROUND, pilot=TAUGHT)) == []
+
+
+@pytest.mark.parametrize(
+    ("calibration", "test", "same"),
+    [
+        ({"source": "./a.npz", "limit": 9}, {"source": "a.npz", "labels": "y"}, True),
+        ({"source": "a.npz", "inputs": "x_train"}, {"source": "a.npz", "inputs": "x_test"}, False),
+        ({"source": "a.npz", "inputs": "x_train"}, {"source": "a.npz"}, False),
+        ({"source": "a.npz", "inputs": "x"}, {"source": "a.npz"}, True),
+        ({"source": "a.parquet", "inputs": "left"}, {"source": "a.parquet", "inputs": "right"}, True),  # the same rows
+        ({"source": "d/../m.py:rows"}, {"source": "m.py:rows"}, True),
+        ({"source": "m.py:rows"}, {"source": "m.py:others"}, False),
+        ({}, {}, False),
+    ],
+)
+def test_the_same_samples_are_known_by_source_and_array(
+    calibration: dict[str, Any], test: dict[str, Any], same: bool
+) -> None:
+    told = grounds.of_run(replace(AROUND, pilot={"data": {"calibration": calibration, "test": test}}))
+    assert [risk.severity for risk in told] == ["high"] * same
+
+
+def test_what_the_target_executes_is_widened_here_alone() -> None:
+    low = replace(CLEAN, layers=(replace(ROWS[0], weights="int4"), replace(ROWS[1], weights="int2"), *ROWS[2:]))
+    pilot = {**PILOT, "runtime": {"formats": ["int4", "int8"], "widen": True}}
+    told = {risk.where: risk.what for risk in risks.of_trial(low, replace(AROUND, trials=(FLOAT, low), pilot=pilot))}
+    assert "the runtime widens formats below 8 bits (int2/int8" in told[ROWS[1].name]
+    assert "the target executes natively (int4/int8" in told[ROWS[0].name]
+
+
+def test_distillation_is_no_advice_for_what_a_search_trained() -> None:
+    searched = replace(CLEAN, search=SEARCH, difference=WORSE)
+    for trial, advised in ((searched, False), (replace(searched, search=replace(SEARCH, epochs=())), True)):
+        (risk,) = [one for one in found(trial) if "surely loses" in one.what]
+        assert ("distill" in risk.remedy) == advised
 
 
 def test_the_page_shows_the_risks_of_the_run_and_of_each_variant_escaped() -> None:

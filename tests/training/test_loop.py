@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -668,58 +666,10 @@ def test_weights_that_are_not_finite(tmp_path: Path) -> None:
     assert not (tmp_path / "checkpoint.pt").exists()
 
 
-# Several processes
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
+# Several processes: test_processes.py
 
 
 def shared_run(model: nn.Module, folder: Path | None) -> Fitted:
     """Batches of 11, 11, 11, 11 and 3 samples, so that slices are of unequal size; no dropout."""
     parts = [(IMAGES[i : i + 11], LABELS[i : i + 11]) for i in range(0, 44, 11)]
     return run(model, folder, [*parts, (IMAGES[:3], LABELS[:3])], before_epoch=None)
-
-
-@pytest.mark.parametrize("norm", [False, True])
-def test_two_processes_equal_one(norm: bool, tmp_path: Path) -> None:
-    body = f"""
-import atexit
-import os
-
-def alone():  # a thread that outlives the interpreter aborts the process now and then
-    threads = [Path(f"/proc/self/task/{{task}}/comm").read_text() for task in os.listdir("/proc/self/task")]
-    if found := [name for name in threads if "gloo" in name]:
-        print("left:", found, file=sys.stderr)
-        os._exit(3)
-
-if Path("/proc/self/task").exists():
-    atexit.register(alone)
-model = tests.network(dropout=0, norm={norm})
-folder = Path({str(tmp_path)!r})
-fitted = tests.shared_run(model, folder)
-assert "forward" not in model[1].__dict__
-torch.save(model.state_dict(), folder / f"model{{os.environ['RANK']}}.pt")
-"""
-    (tmp_path / "script.py").write_text(script(tmp_path, body)[1])
-    launch = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port())]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, *launch, str(tmp_path / "script.py")],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    model = network(dropout=0, norm=norm)
-    fitted = shared_run(model, tmp_path / "alone")
-    states = [torch.load(tmp_path / f"model{rank}.pt", weights_only=True) for rank in (0, 1)]
-    for name, tensor in model.state_dict().items():
-        assert torch.equal(states[0][name], states[1][name])
-        assert torch.allclose(states[0][name], tensor, atol=1e-5, rtol=1e-5), name
-    for row, alone in zip(rows(tmp_path), rows(tmp_path / "alone"), strict=True):
-        assert row == pytest.approx(alone, abs=1e-5)
-    assert fitted.steps == 15

@@ -19,8 +19,8 @@ app = typer.Typer(
     name="lowbit",
     help="Make a trained PyTorch network low-bit, and prove what each change costs and buys.\n\n"
     "Start with **lowbit demo**: it trains a small network, makes five low-bit variants of it, measures them "
-    "in ONNX Runtime and writes a report. Then write a pilot file for your own model (examples/cifar10/pilot.yaml is "
-    "one) and run **lowbit pilot**.",
+    "in ONNX Runtime and writes a report. Then **lowbit pilot --init --model net.py:build --data data.npz** looks at "
+    "your own model and data and writes a pilot file for them, and **lowbit pilot pilot.yaml** runs it.",
     rich_markup_mode="markdown",
     no_args_is_help=True,
     add_completion=False,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lowbit.cli.options import DataOption, Runtime, data_spec, noted_spec, runtime_named
+from lowbit.cli.options import DataOption, Runtime, data_spec, noted_spec, opened, runtime_named
 from lowbit.errors import DataError
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from lowbit.data import Data
-    from lowbit.pilot.abtest import Comparison
+    from lowbit.pilot.comparison import Comparison
     from lowbit.pilot.outcomes import Log
 
 _SIDE = "ONNX file, or log of predictions or outcomes (npz, csv, parquet)."
@@ -52,7 +52,9 @@ def compare(
     column_b: Annotated[str | None, typer.Option("--b", help="Column of B in its log.")] = None,
     metric: Annotated[
         str | None,
-        typer.Option("--metric", help="accuracy, agreement, r2, hits, error or module:function; default by the data."),
+        typer.Option(
+            "--metric", help="accuracy, agreement, cosine, r2, hits, error or module:function; default by the data."
+        ),
     ] = None,
     margin: Annotated[
         float | None,
@@ -129,10 +131,10 @@ def _logged_labels(log: Log, name: str | None, metric: str | None) -> npt.NDArra
     if name is not None:
         return log.column(name)
     unnamed = next((column for column in LABELS if column in log.names), None)
-    if unnamed is not None and metric not in ("agreement", "hits", "error"):
+    if unnamed is not None and metric not in ("agreement", "cosine", "hits", "error"):
         raise DataError(
-            f"'{log.path}' has a column '{unnamed}': name the labels with --label, or say by --metric hits, error or "
-            "agreement that none are needed"
+            f"'{log.path}' has a column '{unnamed}': name the labels with --label, or say by --metric hits, error, "
+            "agreement or cosine that none are needed"
         )
     return None
 
@@ -149,9 +151,10 @@ def _two_files(
     seed: int,
 ) -> _Sides:
     from lowbit import files
+    from lowbit.export.onnx import existing
     from lowbit.pilot.outcomes import is_log, open_log, run_file, was_calibrated_on
 
-    hashes = [files.sha256(path) for path in paths]
+    hashes = [files.sha256(existing(path)) for path in paths]
     if hashes[0] == hashes[1] and (not is_log(paths[0]) or columns[0] == columns[1]):
         raise DataError(f"A '{paths[0]}' and B '{paths[1]}' are the same file by hash; give two that differ")
     logs = [open_log(path) if is_log(path) else None for path in paths]
@@ -216,7 +219,7 @@ def _samples(
         section, folder, drawn = noted[0]
         spec, base = noted_spec(section), Path(folder)
     named = {key: name for key, name in (("inputs", inputs), ("labels", labels)) if name is not None}
-    samples = spec.model_copy(update=named).open(base, drawn)
+    samples = opened(spec.model_copy(update=named), base, drawn)
     samples = samples if limit is None or len(samples) <= limit else samples.take(limit, seed)
     return samples, {"source": samples.name, "hash": samples.hash, "samples": len(samples)}
 

@@ -110,10 +110,10 @@ def verify(
 
     Without --data, the data that the manifest names is used.
     """
-    from lowbit.export.onnx import manifest_entry
+    from lowbit.export.onnx import existing, manifest_entry
     from lowbit.export.verify import verify as check
 
-    checked, noted = runtime_named(runtime), manifest_entry(file).get("provenance")
+    checked, noted = runtime_named(runtime), manifest_entry(existing(file)).get("provenance")
     provenance = noted if isinstance(noted, dict) else {}
     seed = provenance.get("seed")
     if data is not None:

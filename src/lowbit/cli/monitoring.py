@@ -39,8 +39,10 @@ def watch(
     **Example**: lowbit watch model.onnx --data new.npz --json watch.json
     """
     from lowbit import files
+    from lowbit.export.onnx import existing
     from lowbit.export.watching import watch as compare
 
+    existing(file)
     checked = None if runtime is None else runtime_named(runtime)
     spec, base = data_spec(data)
     samples = spec.open(base, 0)

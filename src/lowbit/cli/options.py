@@ -12,6 +12,7 @@ import typer
 from lowbit.errors import DataError, RecipeError
 
 if TYPE_CHECKING:
+    from lowbit.data import Data
     from lowbit.pilot.spec import DataSpec
 
 DATA = "npz, Parquet glob, image folder, module:function, or a YAML file with a data section."
@@ -39,6 +40,22 @@ def validated_data(data: object, where: str) -> DataSpec:
     from lowbit.recipe import validated
 
     return validated(DataSpec, data, where)
+
+
+def opened(spec: DataSpec, base: Path, seed: int, known: str = "") -> Data:
+    """The data; `known` is one more usual name of its inputs.
+
+    Raises:
+        DataError: it cannot be read; where no array has a usual name, the message has the option that names one.
+    """
+    from lowbit.arrays import UnnamedError
+
+    try:
+        return spec.open(base, seed)
+    except UnnamedError as error:
+        if known in error.names:
+            return spec.model_copy(update={"inputs": known}).open(base, seed)
+        raise DataError(f"{error.found}; name one, such as --inputs {error.likely}") from None
 
 
 def noted_spec(data: object) -> DataSpec:

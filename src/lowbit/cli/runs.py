@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lowbit.cli.options import DATA, Jobs, Language, Out, Weights, data_spec, language_named, resumable
+from lowbit.cli.shown import show_run
 from lowbit.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -55,6 +56,12 @@ def pilot(
     weights: Weights = None,
     data: Annotated[str | None, typer.Option("--data", help=f"With --init, for calibration: {DATA}")] = None,
     test: Annotated[str | None, typer.Option("--test", help="With --init, to report on: as --data.")] = None,
+    inputs: Annotated[
+        str | None, typer.Option("--inputs", help="With --init: array or column of the inputs, if not a usual name.")
+    ] = None,
+    labels: Annotated[
+        str | None, typer.Option("--labels", help="With --init: the same of the labels, of --test where it is given.")
+    ] = None,
     language: Language = "en",
 ) -> None:
     """Measure every variant of a pilot file on your model and data, and write one report.
@@ -72,9 +79,13 @@ def pilot(
 
     language_named(language)
     if init:
-        _init(file, out, model, weights, data, test, plan)
+        if file is not None or plan:
+            what = "--plan" if plan else f"the pilot file '{file}'"
+            raise RecipeError(f"--init writes a pilot file, and got {what} too; give --out for where, and plan it then")
+        _init(out or Path("pilot.yaml"), model, weights, data, test, inputs, labels)
         return
     given = {"--model": model, "--weights": weights, "--data": data, "--test": test}
+    given |= {"--inputs": inputs, "--labels": labels}
     if odd := [name for name, value in given.items() if value is not None]:
         raise RecipeError(f"{odd[0]} is of --init; without it the pilot file says that, so leave {odd[0]} out")
     if file is None:
@@ -91,24 +102,26 @@ def pilot(
 
 
 def _init(
-    file: Path | None,
-    out: Path | None,
+    path: Path,
     model: str | None,
     weights: Path | None,
     data: str | None,
     test: str | None,
-    plan: bool,
+    inputs: str | None,
+    labels: str | None,
 ) -> None:
     from lowbit.pilot.starting import start
 
-    if file is not None or plan:
-        what = "--plan" if plan else f"the pilot file '{file}'"
-        raise RecipeError(f"--init writes a pilot file, and got {what} too; give --out for where, and plan it then")
     if model is None or data is None:
         missing = "--model" if model is None else "--data"
         raise RecipeError(f"--init needs {missing}; write --init --model m.py:build --data data.npz")
-    path = out or Path("pilot.yaml")
-    for line in start(model, data_spec(data), path, weights=weights, test=None if test is None else data_spec(test)):
+    of_data, of_test = data_spec(data), None if test is None else data_spec(test)
+    named = {} if inputs is None else {"inputs": inputs}
+    with_labels = named if labels is None else {**named, "labels": labels}
+    if of_test is not None:
+        of_test = of_test[0].model_copy(update=with_labels), of_test[1]
+    of_data = of_data[0].model_copy(update=with_labels if of_test is None else named), of_data[1]
+    for line in start(model, of_data, path, weights=weights, test=of_test):
         typer.echo(line)
     typer.echo(f"\nwrote {path}; read it, then: lowbit pilot {path} --plan")
 
@@ -128,7 +141,7 @@ def _pilot(
     spec: PilotSpec, folder: Path, base: Path, jobs: int, cluster: str | None = None, language: str = "en"
 ) -> Run:
     from lowbit import files, models
-    from lowbit.pilot import executor
+    from lowbit.pilot import workers
     from lowbit.pilot.run import run_pilot
     from lowbit.report.page import render
 
@@ -140,55 +153,10 @@ def _pilot(
         "data": spec.data.test.model_dump(mode="json", exclude_defaults=True),
         "data_folder": str(base.resolve()),
     }
-    with resumable(), executor.cluster(cluster):
+    with resumable(), workers.cluster(cluster):
         run = run_pilot(
             spec, model, calibration, test, folder, base=base, jobs=jobs, say=typer.echo, provenance=provenance
         )
     files.write_text(folder / "report.html", render(run, language=language))
-    _show_run(run)
-    typer.echo(f"\nreport: {(folder / 'report.html').resolve()}")
+    show_run(run, folder)
     return run
-
-
-def _show_run(run: Run) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    from lowbit.report import figures
-
-    typer.echo(f"\n{run.name}: {run.kpi}")
-    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))  # fits in 80 columns
-    for column in ("variant", "verdict"):
-        table.add_column(column, overflow="fold")
-    for column in (run.kpi.metric, "95 % interval", "agrees", "MB", "BOPs"):
-        table.add_column(column, justify="right", no_wrap=True)
-    for row in run.trials[0].latencies:
-        table.add_column(f"ms @{row.batch}", justify="right", no_wrap=True)
-    for trial in run.trials:
-        if trial.score is None:  # why, stands in the line that announced it, and in the report
-            table.add_row(trial.name, trial.verdict)
-            continue
-        table.add_row(
-            trial.name,
-            trial.verdict,
-            f"{trial.score.value:.4f}",
-            f"{trial.score.low:.3f}-{trial.score.high:.3f}",
-            f"{trial.agreement.value:.1%}" if trial.agreement else "",
-            f"{trial.file_bytes / 1e6:.3f}",
-            figures.count(trial.bops),
-            *(f"{row.median_ms:.3f}" for row in trial.latencies),
-        )
-    Console().print(table)
-    for trial in run.trials:
-        if trial.error:
-            typer.echo(f"{trial.name} failed: {trial.error}")
-        for one in trial.repeats:
-            if one.error:
-                typer.echo(f"{trial.name}, seed {one.seed}, failed: {one.error}")
-        for check in trial.checks if len(trial.checks) > 1 else ():
-            if check.verdict != "meets":
-                wanted = "at least" if check.what in ("minimum", "tolerance") else "at most"
-                typer.echo(
-                    f"{trial.name}: {check.what} {check.verdict}: {check.value:.6g} ({check.low:.6g} to "
-                    f"{check.high:.6g}), {wanted} {check.limit:.6g} is asked"
-                )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, cast, get_args
 
 import typer
 
-from lowbit.cli.options import DATA, Language, Weights, data_spec, language_named, resumable
+from lowbit.cli.options import DATA, Language, Weights, data_spec, language_named, opened, resumable
 from lowbit.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ def _features(
     spec, base = data_spec(data)
     named = {key: name for key, name in (("inputs", inputs), ("labels", labels)) if name is not None}
     network = None if model is None else models.load(model, weights, Path.cwd())
-    return network, spec.model_copy(update=named).open(base, seed)
+    return network, opened(spec.model_copy(update=named), base, seed, known="features")
 
 
 def _show_study(study: FeatureStudy) -> None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import datetime
+import difflib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 import onnx
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from lowbit import files
-from lowbit.batches import Batch
+from lowbit.batches import Batch, call, inputs_of
 from lowbit.costs import cost
 from lowbit.errors import DataError, ExportError, VerificationError
 from lowbit.export.capture import capture
@@ -29,6 +31,10 @@ class Exported:
 
     path: Path
     model: nn.Module
+
+    def __repr__(self) -> str:
+        size = f"{self.path.stat().st_size:,} bytes" if self.path.is_file() else "moved or deleted"
+        return f"Exported('{self.path}', {size}, manifest '{self.path.parent / MANIFEST}')"
 
 
 def export_onnx(
@@ -62,12 +68,13 @@ def export_onnx(
         ExportError: torch cannot export the model, a format has no form that runtimes read, no layer fits
             `block_kernels`, or the file is too large.
         CalibrationError: an activation quantizer has no scale.
-        DataError: the file cannot be written.
+        DataError: the model does not take the example, or the file cannot be written.
     """
     if not 21 <= opset <= 25:
         raise ExportError(f"opset {opset}: expected 21 (4-bit storage) to 25 (2-bit storage)")
     path = Path(path)
     frozen = freeze(student)
+    _check_example(frozen, example)
     # torch writes up to opset 23 or so; nothing that lowbit adds changed its meaning between 21 and 25
     model = lower(capture(frozen, example, 21, dynamic_batch), frozen, opset, block_kernels)
     model.opset_import[0].version = opset
@@ -99,6 +106,36 @@ def export_onnx(
     }
     note(path, entry)
     return Exported(path, frozen)
+
+
+def _check_example(model: nn.Module, example: Batch) -> None:
+    """Refuse an example that the model does not take, or without the dimension of the batch."""
+    noted = origin(model)
+    args, kwargs = inputs_of(example)
+    for name, x in [*(("input", a) for a in args), *kwargs.items()]:
+        seen = noted.inputs.get(name) if noted else None
+        if seen is not None and tuple(x.shape) == seen.shape:
+            raise DataError(_without_batch(x))
+    try:
+        with torch.no_grad():
+            call(model, example)
+    except DataError as error:
+        if not args or not _takes(model, args[0].unsqueeze(0)):
+            raise
+        raise DataError(_without_batch(args[0])) from error
+
+
+def _takes(model: nn.Module, x: Tensor) -> bool:
+    try:
+        with torch.no_grad():
+            call(model, x)
+    except DataError:
+        return False
+    return True
+
+
+def _without_batch(x: Tensor) -> str:
+    return f"expected an example {['N', *x.shape]}, got {list(x.shape)}; use x[:1]".replace("'", "")
 
 
 def _calibration(noted: Origin) -> dict[str, object]:
@@ -141,14 +178,33 @@ def manifest_entry(path: Path) -> dict[str, object]:
     return manifest[path.name]
 
 
+def existing(path: Path) -> Path:
+    """The path of a file that is there.
+
+    Raises:
+        DataError: there is no such file; the message names one that is called alike.
+    """
+    if path.is_file():
+        return path
+    if path.is_dir():
+        raise DataError(f"'{path}' is a folder; name the file in it")
+    missing = path  # or the first folder on the way that does not exist
+    while not missing.parent.exists():
+        missing = missing.parent
+    there = sorted(one.name for one in missing.parent.iterdir()) if missing.parent.is_dir() else []
+    near = difflib.get_close_matches(missing.name, there, n=1)
+    told = f"no file '{path}'" + (f": no folder '{missing}'" if missing != path else "")
+    raise DataError(f"{told} (did you mean {near[0]}?)" if near else f"{told}; check the path")
+
+
 def described(path: Path) -> dict[str, object]:
     """The manifest's entry for a file that is still the one that was exported.
 
     Raises:
-        DataError: the manifest does not mention the file, or there is none.
+        DataError: there is no such file, or no manifest that mentions it.
         VerificationError: the file changed since.
     """
-    entry = manifest_entry(path)
+    entry = manifest_entry(existing(path))
     if entry.get("sha256") != files.sha256(path):
         raise VerificationError(
             f"{str(path)!r} is not the file its manifest describes (sha256 differs); export it again"

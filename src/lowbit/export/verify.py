@@ -139,7 +139,7 @@ def verify(
     Raises:
         VerificationError: the file changed since its export, a layer diverges (named, the first one), or a layer that
             is all integers in the file does not run on an integer kernel.
-        DataError: no batches, or no manifest beside the file.
+        DataError: no batches, no such file, or no manifest beside it.
         ExportError: the runtime cannot load the file.
     """
     path = exported.path if isinstance(exported, Exported) else Path(exported)

@@ -39,7 +39,7 @@ from lowbit.drift import (
 from lowbit.errors import DataError
 from lowbit.export.advice import LAYERS, Wiring
 from lowbit.export.codes import predictions, reading_codes, without_int8_blocks
-from lowbit.export.onnx import described, note
+from lowbit.export.onnx import described, existing, note
 from lowbit.export.profiles import Agreement, OutputProfile, Profile, Profiler, TensorCounts, TensorProfile, binned, ran
 from lowbit.export.runtime import RuntimeName, open_session
 from lowbit.progress import track
@@ -175,7 +175,7 @@ def watch(
 
     Raises:
         VerificationError: the file changed since its export.
-        DataError: no batches, inputs that the file does not take, or a manifest that does not tell what the file saw.
+        DataError: no batches, no such file, inputs that it does not take, or a manifest that does not tell what it saw.
         RecipeError: what the manifest tells is damaged.
         ExportError: the runtime cannot load a file.
     """
@@ -183,6 +183,8 @@ def watch(
     if not 0 <= margin < 1:
         raise DataError(f"margin is {margin}, expected a share from 0 to below 1; 0.02 is 2 %")
     known = profile_of(path)
+    if reference is not None:
+        existing(Path(reference))
     if reference is not None and known.agreement is None:
         raise DataError(f"the manifest of {str(path)!r} does not tell how often it agrees with a float model; {_AGAIN}")
     executes = runtime or known.runtime

@@ -22,7 +22,7 @@ class Difference:
 
     `a` and `b` are predictions, or None where a sample has several numbers. Confidences are the largest probability, by
     a softmax where outputs are no probabilities yet. `change` is what B adds to the sample's squared error (r2) or
-    error; for an own metric the distance between the outputs.
+    error; with cosine it is 1 less that of the two outputs, for an own metric their distance.
     """
 
     index: int

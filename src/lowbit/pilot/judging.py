@@ -21,29 +21,44 @@ def assemble(
     trials: Sequence[Trial],
     latencies: Mapping[str, tuple[LatencyRow, ...]],
 ) -> Run:
-    """The run with its trials: those of further seeds in the trial of the first, latencies filled in, all judged.
+    """The run with its trials: one a variant, with those of its other seeds in it, latencies filled in, all judged.
 
     `trials` are those of `tasks`, in their order.
 
     Raises:
         DataError: a latency is asked of a trial that was not timed.
     """
-    further: dict[str, list[RepeatRow]] = {}
-    for task, trial in zip(tasks, trials, strict=True):
-        if task.repeats:
-            further.setdefault(task.repeats, []).append(_repeat(trial, task.seed or 0))
-    found = []
-    for task, trial in zip(tasks, trials, strict=True):
-        if task.repeats:
-            continue
-        whole = replace(trial, seed=spec.seed, latencies=latencies.get(trial.name, ()))
+    stands, found = standing(tasks, trials), []
+    for name, place in stands.items():
+        task, trial = tasks[place], trials[place]
+        seed = spec.seed if task.seed is None else task.seed
+        others = [
+            _repeat(other, spec.seed if one.seed is None else one.seed)
+            for i, (one, other) in enumerate(zip(tasks, trials, strict=True))
+            if (one.repeats or one.name) == name and i != place
+        ]
+        whole = replace(trial, name=name, seed=seed, latencies=latencies.get(name, ()))
         whole = _told(whole, task, spec.runtime)
-        found.append(_judged(_over_seeds(whole, further.get(trial.name, []), run.kpi.metric), run))
+        found.append(_judged(_over_seeds(whole, others, run.kpi.metric), run))
     return replace(run, trials=tuple(found))
 
 
+def standing(tasks: Sequence[Task], trials: Sequence[Trial]) -> dict[str, int]:
+    """By variant, the index of the trial whose file stands for it: of the first seed that did not fail.
+
+    That of the first seed where all failed. Variants are in the order of their tasks.
+    """
+    found: dict[str, int] = {}
+    for i, (task, trial) in enumerate(zip(tasks, trials, strict=True)):
+        name = task.repeats or task.name
+        first = found.setdefault(name, i)
+        if trials[first].score is None and trial.score is not None:
+            found[name] = i
+    return found
+
+
 def _repeat(trial: Trial, seed: int) -> RepeatRow:
-    return RepeatRow(seed, trial.score, trial.difference, trial.file_bytes, trial.error)
+    return RepeatRow(seed, trial.score, trial.difference, trial.file_bytes, trial.error, trial.bops)
 
 
 def _over_seeds(trial: Trial, further: list[RepeatRow], metric: str) -> Trial:

@@ -6,9 +6,10 @@ report is drawn from these records alone, so a page can be made again long after
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -449,6 +450,7 @@ class RepeatRow:
     difference: Score | None
     file_bytes: int
     error: str | None = None
+    bops: int = 0
 
 
 @dataclass(frozen=True)
@@ -460,9 +462,9 @@ class Trial:
     `features` are None for a variant that was not made that way. A failed trial keeps its `error` and no figures.
 
     `checks` are the requirements that were made, and `verdict` is the worst of theirs. `repeats` are trainings with
-    further seeds. Where there are some, `score` and `difference`, which are judged, are the means over all seeds, with
-    the spread of samples and of seeds in their intervals (`lowbit.pilot.statistics.over_seeds`); all other figures are
-    those of `seed`, whose own score and difference are in `own`.
+    other seeds. Where there are some, `score` and `difference`, which are judged, are the means over all seeds, with
+    the spread of samples and of seeds in their intervals (`lowbit.pilot.statistics.over_seeds`); all other figures, and
+    the file, are those of `seed`, the first one that did not fail, whose own score and difference are in `own`.
     """
 
     name: str
@@ -570,7 +572,7 @@ def read(kind: type[R], path: Path) -> R:
         DataError: the file cannot be read, or is no such record.
     """
     try:
-        return TypeAdapter(kind).validate_python(files.read_json(path))
+        found: R = _adapter(cast("Any", kind)).validate_python(files.read_json(path))
     except DataError as error:
         raise DataError(f"{error}, or delete the file to have it made again") from error
     except ValidationError as error:
@@ -580,3 +582,9 @@ def read(kind: type[R], path: Path) -> R:
         raise DataError(
             f"'{path}' is no record of a {what} ({where}: {first['msg']}); delete it to have it made again"
         ) from None
+    return found
+
+
+@functools.cache  # making one takes longer than reading a record
+def _adapter(kind: type[Any]) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)

@@ -42,17 +42,18 @@ from torch import nn
 from lowbit import files
 from lowbit.batches import Batch, call, output_tensor
 from lowbit.costs import Latency
-from lowbit.errors import DataError, LowbitError
+from lowbit.errors import DataError, LowbitError, TrainingError
 from lowbit.export.codes import feed_of
 from lowbit.export.runtime import Session, open_session
 from lowbit.pilot import coded, executor, statistics, targets
 from lowbit.pilot.executor import Imports, Shared
-from lowbit.pilot.judging import assemble
+from lowbit.pilot.judging import assemble, standing
 from lowbit.pilot.record import LatencyRow, Limits, Provenance, Run, Timings, Trial, read
 from lowbit.pilot.spec import PilotSpec, Variant
 from lowbit.pilot.trial import Samples, Settings, Task, example, finished, measure, run_trial
 from lowbit.progress import track
 from lowbit.recipe import Recipe
+from lowbit.training.samples import crop_and_flip
 
 REPEATS = 100
 _TRAIN = ("distill", "search", "output", "features")  # parts of a variant that train
@@ -91,9 +92,9 @@ def run_pilot(
         progress: show bars on a terminal.
 
     Raises:
-        DataError: the metric or a loss needs labels that are missing, the model does not take the data, a record of an
-            earlier run is damaged, results cannot be written, another command works in the folder, or a worker cannot
-            see it.
+        DataError: the metric or a loss needs labels that are missing, the model does not take the data, inputs cannot
+            be cropped, a record of an earlier run is damaged, results cannot be written, another command works in the
+            folder, or a worker cannot see it.
         RecipeError: a variant's recipe cannot be read.
     """
     where, metric, runtime = base or Path(), spec.kpi.metric, spec.runtime
@@ -192,6 +193,7 @@ def tasks_of(
     for v in spec.variants:
         recipe = v.to_recipe(where, f"{spec.name}: {v.name}")
         how, refused = _how(v, spec, black, trained_on)
+        _check_augmentation(v.name, how, calibration, trained_on)
         every = [
             task(v.name, recipe, seed, opset=v.opset, level=v.level, widen_most=v.widen_most, **how)
             for seed in ((spec.seed, *spec.seeds[1:]) if v.learns else (spec.seed,))
@@ -268,6 +270,24 @@ def _how(
     return how, refused
 
 
+def _check_augmentation(variant: str, how: Mapping[str, Any], calibration: Samples, train: Samples) -> None:
+    """Whether samples can be cropped and flipped as a variant asks, tried on one of them.
+
+    Raises:
+        DataError: they cannot.
+    """
+    for key, samples in (("distill", train), ("search", train), ("factorize", calibration)):
+        asked = [name for name in ("crop", "flip") if key in how and getattr(how[key], name)]
+        if asked:
+            try:
+                augment = crop_and_flip(how[key].crop, flip=how[key].flip, fill=how["black"])
+                augment(next(iter(samples.batches(1))), torch.Generator())
+            except TrainingError as error:
+                raise DataError(
+                    f"variant '{variant}': {' and '.join(f'{key}.{one}' for one in asked)}: {error}"
+                ) from error
+
+
 def _plain(how: BaseModel) -> dict[str, Any]:
     """What the file says, without the defaults of the method."""
     return how.model_dump(mode="json", exclude_none=True)
@@ -293,8 +313,8 @@ def _latencies(
     run: Run, tasks: list[Task], trials: list[Trial], spec: PilotSpec, test: Samples, folder: Path, progress: bool
 ) -> dict[str, tuple[LatencyRow, ...]]:
     """Time all files in turn, batch by batch size; kept while files, machine and versions are the same."""
-    timed = [t for t, trial in zip(tasks, trials, strict=True) if trial.score and not t.repeats]
-    paths = {t.name: t.folder / "model.onnx" for t in timed}
+    stands = standing(tasks, trials).items()
+    paths = {name: tasks[i].folder / "model.onnx" for name, i in stands if trials[i].score}
     of = {
         "files": {name: files.sha256(path) for name, path in paths.items()},
         "runtime": spec.runtime.model_dump(mode="json"),

@@ -5,6 +5,7 @@ What a method does with a variant is a section of its own: `lowbit.pilot.section
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from dataclasses import replace
@@ -29,6 +30,7 @@ from lowbit.pilot.sections.fields import (
     NativeName,
     Positive,
     Section,
+    Seed,
     wrong,
 )
 from lowbit.pilot.sections.output import MadeOutputSpec, OutputSpec
@@ -42,6 +44,12 @@ if TYPE_CHECKING:
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
 _MOST_SEEDS = 100
+_RANGES = {  # of metrics, all to 1: where they begin, and in words
+    **dict.fromkeys(("accuracy", "agreement"), (0.0, "a share from 0 to 1")),
+    "cosine": (-1.0, "from -1 to 1"),
+    "r2": (-math.inf, "1 at most"),
+}
+_MOST_THREADS, _LARGEST_BATCH = 1024, 65536
 
 
 class PreprocessSpec(Section):
@@ -125,13 +133,11 @@ class KpiSpec(Section):
 
     @model_validator(mode="after")
     def _is_within_reach(self) -> KpiSpec:
-        shares = self.metric in ("accuracy", "agreement")
-        if shares and self.minimum is not None and not 0 <= self.minimum <= 1:
-            raise wrong(f"minimum {self.minimum:g}: {self.metric} is a share from 0 to 1; write 0.9 for 90 %")
-        if shares and self.tolerance is not None and self.tolerance >= 1:
-            raise wrong(
-                f"tolerance {self.tolerance:g}: {self.metric} is a share from 0 to 1; write 0.01 for a percentage point"
-            )
+        least, why = _RANGES.get(self.metric, (-math.inf, ""))
+        if why and self.minimum is not None and not least <= self.minimum <= 1:
+            raise wrong(f"{self.metric} is {why}; write 0.9 for 90 %", "minimum")
+        if least > -math.inf and self.tolerance is not None and self.tolerance >= 1:
+            raise wrong(f"{self.metric} is {why}; write 0.01 for a percentage point", "tolerance")
         return self
 
     def asked(self) -> Kpi:
@@ -147,8 +153,8 @@ class RuntimeSpec(Section):
     """
 
     name: Literal["onnxruntime", "openvino"] = "onnxruntime"
-    threads: int = Field(default=1, ge=1)
-    batches: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (1, 32)
+    threads: int = Field(default=1, ge=1, le=_MOST_THREADS)
+    batches: Annotated[tuple[Annotated[int, Field(ge=1, le=_LARGEST_BATCH)], ...], Field(min_length=1)] = (1, 32)
     formats: tuple[NativeName, ...] = ()
     widen: bool = False
 
@@ -189,8 +195,11 @@ class Variant(Section):
     @field_validator("name")
     @classmethod
     def _is_a_folder_name(cls, name: str) -> str:
-        if not _NAME.fullmatch(name) or name == "float":
-            raise wrong("a variant's name is a folder name of letters, digits and . _ + - (and not 'float')")
+        if not _NAME.fullmatch(name) or name.casefold() == "float":
+            raise wrong(
+                "a variant's name is a folder name of letters, digits and . _ + - (and not 'float', which the baseline "
+                "is called)"
+            )
         return name
 
     @model_validator(mode="after")
@@ -335,10 +344,8 @@ class PilotSpec(Section):
     data: PilotData
     kpi: KpiSpec
     budgets: BudgetsSpec | None = None
-    seed: int = 0
-    seeds: Annotated[
-        tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_seeds), Field(min_length=1, max_length=_MOST_SEEDS)
-    ] = ()
+    seed: Seed = 0
+    seeds: Annotated[tuple[Seed, ...], BeforeValidator(_seeds), Field(min_length=1, max_length=_MOST_SEEDS)] = ()
     runtime: RuntimeSpec = RuntimeSpec()
     defaults: dict[str, object] | None = None
     variants: tuple[Variant, ...] = Field(min_length=1)
@@ -365,7 +372,7 @@ class PilotSpec(Section):
     @model_validator(mode="after")
     def _has_one_first_seed(self) -> PilotSpec:
         if self.seeds and "seed" in self.model_fields_set and self.seed != self.seeds[0]:
-            raise wrong(f"seed is {self.seed}, and seeds begin with {self.seeds[0]}; give one or the other")
+            raise wrong(f"seeds begin with {self.seeds[0]}; give one or the other", "seed")
         if self.seeds:
             object.__setattr__(self, "seed", self.seeds[0])
         return self
@@ -387,12 +394,13 @@ class PilotSpec(Section):
 
     @model_validator(mode="after")
     def _judges_numbers_as_numbers(self) -> PilotSpec:
-        for variant in self.variants if self.kpi.metric == "accuracy" else ():
+        for i, variant in enumerate(self.variants if self.kpi.metric == "accuracy" else ()):
             asked = [key for key in ("labels", "learned_table") if variant.output and getattr(variant.output, key)]
             if asked:
                 raise wrong(
-                    f"variant {variant.name!r}: output.{asked[0]} takes targets from labels, and kpi.metric is "
-                    "'accuracy', so labels are classes; leave it out, and class scores are learned from the float model"
+                    "it takes targets from labels, and kpi.metric is 'accuracy', so labels are classes; leave it out, "
+                    "and class scores are learned from the float model",
+                    *("variants", i, "output", asked[0]),
                 )
         return self
 

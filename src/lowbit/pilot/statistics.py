@@ -18,6 +18,12 @@ from lowbit.pilot.record import CheckRow, Kpi, Limits, Requirement, Score, Trial
 Array = npt.NDArray[np.generic]
 Metric = Callable[[Array, Array], float]
 predictions = codes.predictions  # what is scored is read as what is verified
+_RANGES = {  # by metric, and whether it is the difference from float
+    **{(metric, gap): (-1.0 if gap else 0.0, 1.0) for metric in ("accuracy", "agreement") for gap in (False, True)},
+    ("cosine", False): (-1.0, 1.0),
+    ("cosine", True): (-2.0, 0.0),
+    ("r2", False): (-math.inf, 1.0),
+}
 
 
 def check_metric(metric: str, labels: Array | None, folder: Path | None = None) -> None:
@@ -128,8 +134,9 @@ def over_seeds(scores: Sequence[Score], metric: str, *, difference: bool = False
     To each side the half-width is sqrt(h^2 + (t s / sqrt n)^2). h is the mean of the n scores' own half-widths to that
     side: they are of the same samples, so their errors go together and do not shrink with n. s is the standard
     deviation over seeds (n - 1 in its denominator), t the 97.5 % quantile of Student's t with n - 1 degrees of freedom.
-    With two seeds t is 12.7: three or more tell much more. Shares end at 0 and 1, their differences at -1 and 1. A
-    single score stays as it is.
+    With two seeds t is 12.7: three or more tell much more. Intervals end where the metric does: shares at 0 and 1, and
+    their differences at -1 and 1; cosines at -1 and 1, and their differences from float, which has 1, at -2 and 0; r2
+    at 1. A single score stays as it is.
     """
     count, values = len(scores), np.array([score.value for score in scores])
     if count == 1:
@@ -141,18 +148,17 @@ def over_seeds(scores: Sequence[Score], metric: str, *, difference: bool = False
         for gaps in zip(*((score.value - score.low, score.high - score.value) for score in scores), strict=True)
     )
     low, high = mean - math.hypot(below, of_seeds), mean + math.hypot(above, of_seeds)
-    if metric in ("accuracy", "agreement"):
-        low, high = max(low, -1.0 if difference else 0.0), min(high, 1.0)
-    return Score(mean, low, high, scores[0].samples)
+    least, most = _RANGES.get((metric, difference), (-math.inf, math.inf))
+    return Score(mean, min(mean, max(low, least)), max(mean, min(high, most)), scores[0].samples)
 
 
 def checks(trial: Trial, kpi: Kpi, limits: Limits) -> tuple[CheckRow, ...]:
     """How a trial with a score stands to all that is asked; of the float baseline the minimum alone is asked.
 
     The score has to reach the minimum, and its paired difference from float the negative of the tolerance: ``meets`` if
-    the whole interval does, ``misses`` if none of it does, else ``borderline``. A file's size is exact, with several
-    seeds from the smallest to the largest of their files; BOPs are exact. Latency is the median at the first batch
-    size, with the 10th and 90th percentile of the calls: it meets if the median is within the limit, because what
+    the whole interval does, ``misses`` if none of it does, else ``borderline``. Size and BOPs are exact, with several
+    seeds from the smallest to the largest of theirs. Latency is the median at the first batch size, of the trial's own
+    file alone, with the 10th and 90th percentile of the calls: it meets if the median is within the limit, because what
     disturbs a measurement only adds to it, misses if even the 10th percentile is not, and is borderline between.
 
     Raises:
@@ -169,7 +175,8 @@ def checks(trial: Trial, kpi: Kpi, limits: Limits) -> tuple[CheckRow, ...]:
         sizes = [trial.file_bytes, *(one.file_bytes for one in trial.repeats if one.score)]
         rows.append(_at_most("size", limits.size, trial.file_bytes, min(sizes), max(sizes)))
     if limits.bops is not None:
-        rows.append(_at_most("bops", limits.bops, trial.bops, trial.bops, trial.bops))
+        counts = [trial.bops, *(one.bops for one in trial.repeats if one.score)]
+        rows.append(_at_most("bops", limits.bops, trial.bops, min(counts), max(counts)))
     if limits.latency is not None:
         if not trial.latencies:
             raise DataError(

@@ -57,6 +57,22 @@ def foreign(variant: Variant, runtime: RuntimeSpec, folder: Path, where: str) ->
             weights = chains.Choice.parse(name).weights
             if weights is not None and weights not in native:
                 yield ("factorize", "choices"), told(f"asks for {weights} ({name!r})")
+        yield from _of_its_own_choices(variant.factorize, runtime.formats)
+
+
+def _of_its_own_choices(factorize: FactorizeSpec, formats: Sequence[str]) -> Iterator[tuple[Place, str]]:
+    """What is wrong with what the target leaves of the choices that the method has by itself."""
+    left, listed = factorized(factorize, formats).choices, ", ".join(formats)
+    if factorize.choices is not None or not isinstance(left, tuple):
+        return
+    kept = f"of the method's choices runtime.formats ({listed}) leave {', '.join(left) or 'none'}"
+    if all(chains.Choice.parse(name).dense for name in left):
+        yield ("factorize",), f"{kept}, and no chain; name choices such as '2x', or set runtime.widen: true"
+    elif factorize.budget is not None and factorize.budget.like is not None and factorize.budget.like not in left:
+        yield (
+            ("factorize", "budget"),
+            f"is like {factorize.budget.like}, and {kept}; take one of them, name choices, or set runtime.widen: true",
+        )
 
 
 def _asked(variant: Variant, recipe: Recipe) -> Iterator[tuple[Place, Format]]:

@@ -22,7 +22,7 @@ from typing import Literal
 
 from torch import nn
 
-from lowbit.batches import Batch, Batches, outputs_of
+from lowbit.batches import Batch, Batches, expect_batches, finite_batches, outputs_of
 from lowbit.errors import CalibrationError, RecipeError
 from lowbit.objectives import agreement_of, relative_error
 from lowbit.post_training.correction import correct_moments
@@ -96,17 +96,19 @@ def post_train(
         progress: show bars on a terminal.
 
     Raises:
-        CalibrationError: too few batches, or activations that cannot be calibrated.
+        CalibrationError: too few batches, NaN or infinite inputs, or activations that cannot be calibrated.
+        DataError: one tensor instead of batches, or batches that the model does not take.
         RecipeError: the recipe does not fit the model, or there is no such level.
     """
     if level not in LEVELS:
         raise RecipeError(f"level {level!r} is unknown; expected {', '.join(LEVELS)}")
+    expect_batches(batches)
     if level == "fast" and not widen_most:
         began = time.perf_counter()
         student = quantize(model, recipe)
         calibrate(student, batches, progress=progress)
         return student, PostTraining(level, (Step("calibrate", time.perf_counter() - began, float("nan"), None),), None)
-    held = list(batches)
+    held = list(finite_batches(batches))
     if len(held) < 2:
         raise CalibrationError(
             f"got {len(held)} batches, expected at least 2: every eighth is held out to measure what each step gains; "

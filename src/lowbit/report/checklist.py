@@ -1,12 +1,12 @@
 """Which methods fit this model, its data and its runtime, judged from what the run recorded.
 
 Each method gets a plain sentence that says why it fits or not, the variants that used it, and where none did the lines
-that a pilot file needs to try it.
+that a pilot file needs to try it, in formats that the target executes (`runtime.formats`) where the file names some.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ from lowbit.pilot.record import LayerRow, Run, Trial
 from lowbit.report import decision, figures
 from lowbit.report.changes import on_integers
 from lowbit.report.language import several, text
-from lowbit.report.risks import FLOAT, bits
+from lowbit.report.risks import FLOAT, bits, target, trained
 
 Fit = Literal["fits", "maybe", "no"]
 SHAPES: dict[Fit, str] = {"fits": "meets", "maybe": "borderline", "no": "failed"}  # the page's symbols
@@ -75,6 +75,66 @@ def _is_integer(fmt: str) -> bool:
     return fmt.startswith(("int", "mid"))
 
 
+def _is_float(fmt: str) -> bool:
+    return fmt.startswith(("e2", "e3", "e4", "e5", "mxfp", "nvfp"))
+
+
+# Lines for the pilot file
+
+
+@dataclass(frozen=True)
+class _Formats:
+    """The formats that lines may have: those of the target, or any where it names none or widens others.
+
+    `low` are integers below 8 bits, what one would try first in front, `floats` low-bit floats. `beside` are those that
+    activations and layers between have; None where no integer of 8 bits or fewer is there.
+    """
+
+    low: tuple[str, ...]
+    floats: tuple[str, ...]
+    eight: bool
+    all: tuple[str, ...]
+
+    @classmethod
+    def of(cls, run: Run) -> _Formats:
+        native, section = target(run), run.pilot.get("runtime")
+        if not native or (isinstance(section, Mapping) and section.get("widen")):
+            return cls(("int4",), ("e2m1",), eight=True, all=("int4", "int8"))
+        low = sorted((one for one in native if _is_integer(one) and bits(one) < 8), key=lambda one: one != "int4")
+        return cls(tuple(low), tuple(filter(_is_float, native)), eight="int8" in native, all=native)
+
+    @property
+    def beside(self) -> str | None:
+        """What activations have: int8, or the integer with the most bits."""
+        return "int8" if self.eight else max(self.low, key=bits, default=None)
+
+    @property
+    def ending(self) -> str:
+        """What ends a line: without int8 tensors between layers stay float."""
+        return "" if self.eight else ", glue: null"
+
+
+def _without(name: str, used: tuple[str, ...], run: Run) -> Method:
+    """A method that the target has no formats for."""
+    why = text(
+        "The target has no formats for it (runtime.formats: {formats}); with runtime.widen: true it would store "
+        "others, and compute them in more bits.",
+        formats=", ".join(target(run)),
+    )
+    return Method(name, "no", why, used, "")
+
+
+def _short(weights: str, activations: str) -> str:
+    return f"w{bits(weights)}a{bits(activations)}"
+
+
+def _joined(names: Sequence[str]) -> str:
+    return f"[{', '.join(names)}]"
+
+
+# Method by method
+
+
 def _eight(run: Run, layers: tuple[LayerRow, ...]) -> Method:
     used = _used(run, lambda trial: any(_is_integer(fmt) and bits(fmt) == 8 for fmt in _weights(trial)))
     why = several(
@@ -82,6 +142,8 @@ def _eight(run: Run, layers: tuple[LayerRow, ...]) -> Method:
         "{number} layers have weights, and runtimes have 8-bit integer kernels; no labels and no training are needed.",
         len(layers),
     )
+    if not _Formats.of(run).eight:
+        return _without(text("8-bit integers"), used, run)
     line = "- {name: w8a8, weights: int8, activations: int8}"
     return Method(text("8-bit integers"), "fits" if layers else "maybe", why, used, line)
 
@@ -103,27 +165,39 @@ def _four(run: Run, layers: tuple[LayerRow, ...]) -> Method:
         why = text("This runtime ran such layers in float: they save storage and may cost time.")
     else:
         why = text("They halve the file again; whether this runtime has kernels for them was not seen in this run.")
-    line = "- {name: w4a8, weights: int4, activations: int8}"
+    formats = _Formats.of(run)
+    if not formats.low or formats.beside is None:
+        return _without(text("Weights of 4 bits and fewer"), used, run)
+    weights, beside = formats.low[0], formats.beside
+    name = _short(weights, beside)
+    line = f"- {{name: {name}, weights: {weights}, activations: {beside}{formats.ending}}}"
     return Method(text("Weights of 4 bits and fewer"), "fits", why, used, line)
 
 
 def _floats(run: Run, layers: tuple[LayerRow, ...]) -> Method:
-    def is_float(fmt: str) -> bool:
-        return fmt.startswith(("e2", "e3", "e4", "e5", "mxfp", "nvfp"))
-
-    used = _used(run, lambda trial: any(map(is_float, _weights(trial))))
+    used = _used(run, lambda trial: any(map(_is_float, _weights(trial))))
     why = text(
         "4-bit floats follow weights with many small and few large values better than int4; CPUs compute them with "
         "8-bit kernels or in float, so they are for storage, or for hardware that has them."
     )
-    line = "- {name: fp4-a8, weights: e2m1, activations: int8}"
+    formats = _Formats.of(run)
+    if not formats.floats or formats.beside is None:
+        return _without(text("Low-bit floats"), used, run)
+    weights, beside = formats.floats[0], formats.beside
+    name = f"fp{bits(weights)}-a{bits(beside)}"
+    line = f"- {{name: {name}, weights: {weights}, activations: {beside}{formats.ending}}}"
     return Method(text("Low-bit floats"), "maybe", why, used, line)
 
 
 def _distill(run: Run) -> Method:
     used = _used(run, lambda trial: trial.distillation)
-    lost = [t.name for t in decision.variants(run) if t.difference and t.difference.high < 0 and not t.distillation]
-    if lost:
+    untrained = [one for one in decision.variants(run) if one.difference and not trained(one)]
+    lost = [one.name for one in untrained if one.difference and one.difference.high < 0]
+    if not untrained:
+        why = text(
+            "It needs inputs and no labels; here no variant was measured without training, so nothing tells its gain."
+        )
+    elif lost:
         why = several(
             "{names} surely loses something against float, and training toward the float model's outputs may win it "
             "back; it needs inputs, and no labels.",
@@ -134,16 +208,28 @@ def _distill(run: Run) -> Method:
         )
     else:
         why = text(
-            "It needs inputs and no labels; here no variant without it surely lost anything, so post-training may do."
+            "It needs inputs and no labels; here no variant without training surely lost anything, so post-training "
+            "may do."
         )
     fit: Fit = "fits" if lost or used else "maybe"
-    line = "- {name: w4a4-distilled, weights: int4, activations: int4, distill: {epochs: 20}}"
+    formats = _Formats.of(run)
+    lowest = formats.low[0] if formats.low else formats.beside
+    if lowest is None:
+        return _without(text("Distillation"), used, run)
+    name = f"{_short(lowest, lowest)}-distilled"
+    line = f"- {{name: {name}, weights: {lowest}, activations: {lowest}, distill: {{epochs: 20}}{formats.ending}}}"
     return Method(text("Distillation"), fit, why, used, line)
 
 
 def _search(run: Run, layers: tuple[LayerRow, ...]) -> Method:
     used = _used(run, lambda trial: trial.search)
-    line = "- {name: mixed, search: {choices: [int4, int8], budget: {like: int8, share: 0.7}}}"
+    formats = _Formats.of(run)
+    if len(formats.all) < 2:
+        return _without(text("Search"), used, run)
+    among = ("int4", "int8") if {"int4", "int8"} <= {*formats.all} else formats.all
+    like = max(among, key=bits)
+    searched = f"{{choices: {_joined(among)}, budget: {{like: {like}, share: 0.7}}}}"
+    line = f"- {{name: mixed, search: {searched}{formats.ending}}}"
     ratios = [
         [row.sqnr_db for row in trial.layers if row.sqnr_db is not None]
         for trial in decision.variants(run)
@@ -181,7 +267,12 @@ def _search(run: Run, layers: tuple[LayerRow, ...]) -> Method:
 
 def _factorize(run: Run, layers: tuple[LayerRow, ...]) -> Method:
     used = _used(run, lambda trial: trial.factorization)
-    line = "- {name: chains, weights: int4, activations: int8, factorize: {choices: 2x}}"
+    formats = _Formats.of(run)
+    if formats.beside is None:
+        return _without(text("Factorization"), used, run)
+    weights, middle = formats.low[0] if formats.low else formats.beside, formats.beside
+    chain = "{choices: 2x}" if formats.eight else f"{{choices: 2x, middle: {middle}}}"
+    line = f"- {{name: chains, weights: {weights}, activations: {middle}, factorize: {chain}{formats.ending}}}"
     total = sum(row.macs for row in layers)
     share = sum(row.macs for row in layers[1:] if row.kind.startswith("Conv")) / total if total else 0.0
     if share < _SHARE:
@@ -204,6 +295,8 @@ def _output(run: Run) -> Method:
     name = text("Numbers as points on a path")
     if run.kpi.metric in ("accuracy", "agreement"):
         return Method(name, "no", text("Outputs are predictions of classes, and a path is for numbers."), used, line)
+    if not _Formats.of(run).eight:
+        return _without(name, used, run)
     if run.kpi.metric == "r2":
         why = text(
             "Outputs are numbers, and a direct output of 8 bits has 256 levels; a fold has more and needs no training, "

@@ -2,8 +2,8 @@
 
 A variant is held against everything that was asked: a minimum of the metric, a loss against float that is tolerated,
 limits of size, BOPs and latency. It is "go" if it meets all of them with its whole 95 % interval, "no-go" if it misses
-one, and else its interval lies across a limit, and more samples decide. How many is the formula of the A/B test
-(`lowbit.pilot.abtest.samples_needed`), with the effect and the spread that were seen.
+one. Else a figure lies across its limit: of the metric more samples decide (`requirements`), of a cost they decide
+nothing, and the page says "not settled".
 
 Of the variants that are "go" the page recommends the one with the smallest file; the fastest where a latency was asked
 for, the one with the fewest BOPs where of all costs only these were.
@@ -12,15 +12,13 @@ for, the one with the fewest BOPs where of all costs only these were.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections import Counter
 
-from lowbit.pilot.abtest import samples_needed
-from lowbit.pilot.record import CheckRow, LatencyRow, Limits, Run, Score, Trial, Verdict
-from lowbit.report import figures
+from lowbit.pilot.record import LatencyRow, Limits, Run, Trial, Verdict
+from lowbit.report import figures, requirements
 from lowbit.report.figures import Metric
 from lowbit.report.language import sentences, several, text
 
-_SURE = 1.96  # standard errors in half a 95 % interval
 Key = tuple[str, int, int]  # runtime, batch, threads
 
 
@@ -31,7 +29,33 @@ def word(verdict: Verdict) -> str:
             return text("go")
         case "borderline":
             return text("more data needed")
-    return text("no-go")
+        case "misses":
+            return text("no-go")
+    return text("failed")
+
+
+def said(trial: Trial) -> str:
+    """The word of a trial: its verdict's, or "not settled" where costs alone are open."""
+    return text("not settled") if unsettled(trial) else word(trial.verdict)
+
+
+def unsettled(trial: Trial) -> bool:
+    """Whether a trial is borderline by what it costs alone."""
+    open_ones = [check.what for check in trial.checks if check.verdict == "borderline"]
+    return trial.verdict == "borderline" and bool(open_ones) and not {*open_ones} & {*requirements.OF_SAMPLES}
+
+
+def words(run: Run) -> list[tuple[str, Verdict, str]]:
+    """The words that the page says, each with its verdict and its meaning."""
+    verdicts: tuple[Verdict, ...] = ("meets", "borderline", "misses", "failed")
+    found: list[tuple[str, Verdict, str]] = [(word(one), one, meaning(one)) for one in verdicts]
+    if any(map(unsettled, run.trials)):
+        costs = text(
+            "a cost lies across its limit: the times of its calls, or the files of its seeds. Samples do not decide "
+            "that; what does stands beside it."
+        )
+        found.insert(2, (text("not settled"), "borderline", costs))
+    return found
 
 
 def meaning(verdict: Verdict) -> str:
@@ -41,8 +65,8 @@ def meaning(verdict: Verdict) -> str:
             return text("all that is asked is met, by the whole 95 % interval where a figure has one.")
         case "borderline":
             return text(
-                "the 95 % interval lies across a limit, whichever side the value is on: more test samples could decide "
-                "it either way."
+                "the 95 % interval of the metric lies across a limit, whichever side the value is on: more test "
+                "samples could decide it either way."
             )
         case "misses":
             return text("at least one requirement is missed, by the value and its whole interval.")
@@ -64,83 +88,7 @@ def timing(trial: Trial, key: Key) -> LatencyRow | None:
     return next((row for row in trial.latencies if (row.runtime, row.batch, row.threads) == key), None)
 
 
-def spread(low: float, high: float, samples: int) -> float | None:
-    """Variance of a single sample that a 95 % interval of a mean over `samples` of them comes from; None without."""
-    width = high - low
-    return samples * (width / (2 * _SURE)) ** 2 if math.isfinite(width) and width > 0 and samples > 0 else None
-
-
-# Requirements
-
-
-@dataclass(frozen=True)
-class Requirement:
-    """How a trial stands to one requirement: its figure, what was asked, and what would decide it."""
-
-    name: str
-    figure: str
-    asked: str
-    verdict: Verdict
-    needs: str = ""
-
-    @property
-    def state(self) -> str:
-        """Whether it is met, in one word."""
-        return {"meets": text("met"), "borderline": text("open")}.get(self.verdict, text("missed"))
-
-
-def requirements(trial: Trial, run: Run) -> list[Requirement]:
-    """Everything that was asked of a trial, with its figures."""
-    return [_requirement(check, trial, run) for check in trial.checks]
-
-
-def _requirement(check: CheckRow, trial: Trial, run: Run) -> Requirement:
-    metric = Metric.of(run)
-    needs = _needs(check, trial) if check.verdict == "borderline" else ""
-    match check.what:
-        case "minimum":
-            interval = figures.span(metric.number(check.low), metric.number(check.high))
-            figure = f"{metric.value(check.value)} ({interval})"
-            return Requirement(metric.name, figure, f"≥ {metric.minimum(check.limit)}", check.verdict, needs)
-        case "tolerance":
-            change = Score(check.value, check.low, check.high, 0)
-            figure = f"{metric.change(check.value)} ({metric.change_interval(change)})"
-            name, asked = text("{metric} from float", metric=metric.name), f"≥ −{metric.loss(-check.limit)}"
-            return Requirement(name, figure, asked, check.verdict, needs)
-        case "size":
-            value, limit = figures.size(round(check.value)), figures.size(round(check.limit))
-            return Requirement(text("file size"), value, f"≤ {limit}", check.verdict, needs)
-        case "bops":
-            value, limit = figures.count(check.value), figures.count(check.limit)
-            return Requirement("BOPs", value, f"≤ {limit}", check.verdict, needs)
-    value, limit = figures.milliseconds(check.value), figures.milliseconds(check.limit)
-    if check.low < check.high:
-        value = f"{value} ({figures.span(figures.significant(check.low), figures.significant(check.high))})"
-    return Requirement(text("latency"), value, f"≤ {limit}", check.verdict, needs)
-
-
-def needed(check: CheckRow, trial: Trial) -> int | None:
-    """Test samples in all that decide about a borderline figure of the metric with 80 % power; None if no number does.
-
-    None too where the interval holds the spread of several seeds, which samples alone do not make smaller.
-    """
-    of = trial.score if check.what == "minimum" else trial.difference
-    if check.what not in ("minimum", "tolerance") or of is None or trial.repeats:
-        return None
-    variance = spread(check.low, check.high, of.samples)
-    found = None if variance is None else samples_needed(check.value - check.limit, 0.0, variance)
-    return None if found is None else max(found, of.samples + 1)
-
-
-def _needs(check: CheckRow, trial: Trial) -> str:
-    if check.what == "latency":
-        return text("measure again on a quiet machine: its times spread over the limit")
-    if trial.repeats:
-        return text("its seeds differ: more of them, or more test samples, would decide")
-    number = needed(check, trial)
-    if number is None:
-        return text("its value lies on the limit, where no number of samples decides")
-    return text("about {number} test samples in all would decide", number=f"{number:,}")
+# What was asked
 
 
 def _asked(run: Run) -> str:
@@ -292,12 +240,22 @@ def _none_goes(run: Run) -> str:
             len(trials),
             asked=_asked(run),
         )
-    value = metric.value(best.score.value)
     if open_ones:
+        return _open(best, run)
+    value, reference = metric.value(best.score.value), baseline(run)
+    if reference is None:
         return several(
-            "More data needed: the only variant, {name}, may meet {asked} or not; at {value} its interval decides "
-            "neither.",
-            "More data needed: none of {number} variants surely meets {asked}; {name} may, at {value}.",
+            "No-go: the only variant, {name}, misses {asked}, at {value}.",
+            "No-go: none of {number} variants meets {asked}; the best, {name}, has {value}.",
+            len(trials),
+            name=best.name,
+            asked=_asked(run),
+            value=value,
+        )
+    if reference.verdict == "misses":
+        return several(
+            "No-go: the only variant, {name}, misses {asked}, at {value}, and so does the float model.",
+            "No-go: none of {number} variants meets {asked}, nor does the float model; the best, {name}, has {value}.",
             len(trials),
             name=best.name,
             asked=_asked(run),
@@ -310,6 +268,29 @@ def _none_goes(run: Run) -> str:
         name=best.name,
         asked=_asked(run),
         value=value,
+    )
+
+
+def _open(best: Trial, run: Run) -> str:
+    """The sentence where the best variant is borderline, with what is open and its figure."""
+    told = [
+        text("{name} {figure}, asked {asked}", name=one.name, figure=one.figure, asked=one.asked)
+        for one in requirements.of_trial(best, run)
+        if one.verdict == "borderline"
+    ]
+    values = {"name": best.name, "asked": _asked(run), "open": figures.names(told)}
+    if unsettled(best):
+        return several(
+            "Not settled: the only variant, {name}, may meet {asked} or not: {open}.",
+            "Not settled: none of {number} variants surely meets {asked}; {name} may: {open}.",
+            len(variants(run)),
+            **values,
+        )
+    return several(
+        "More data needed: the only variant, {name}, may meet {asked} or not: {open}.",
+        "More data needed: none of {number} variants surely meets {asked}; {name} may: {open}.",
+        len(variants(run)),
+        **values,
     )
 
 
@@ -348,8 +329,9 @@ def remark(run: Run) -> str:
 
 def _counts(trials: list[Trial]) -> str:
     """How many variants are what."""
-    verdicts: tuple[Verdict, ...] = ("meets", "borderline", "misses", "failed")
-    counts = {one: sum(trial.verdict == one for trial in trials) for one in verdicts}
-    told = [text("{number} {word}", number=counts[one], word=word(one)) for one in verdicts[:3] if counts[one]]
-    told += [several("{number} failed", "{number} failed", counts["failed"])] if counts["failed"] else []
+    counts = Counter(said(trial) for trial in trials if trial.verdict != "failed")
+    order = [word("meets"), word("borderline"), text("not settled"), word("misses")]
+    told = [text("{number} {word}", number=counts[one], word=one) for one in order if counts[one]]
+    failed = sum(trial.verdict == "failed" for trial in trials)
+    told += [several("{number} failed", "{number} failed", failed)] if failed else []
     return text("All {number} variants: {told}.", number=len(trials), told=figures.names(told))

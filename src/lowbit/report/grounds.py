@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os.path
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ from lowbit.report import decision
 from lowbit.report.language import several, text
 from lowbit.report.risks import Risk, named, ordered
 
+_USUAL = ("inputs", "x", "X", "data", "images")  # arrays of an npz file that are inputs where none is named
 FEW = 1000  # test samples; a share of 95 % has an interval of 1.4 points on either side then
 
 
@@ -49,10 +51,17 @@ def _data(run: Run) -> Iterator[Risk]:
             "medium",
         )
     sections = run.pilot.get("data")
-    if (
-        isinstance(sections, Mapping)
-        and _source(sections.get("test")) == _source(sections.get("calibration")) is not None
-    ):
+    if not isinstance(sections, Mapping):
+        return
+    test = sections.get("test")
+    if _same(test, sections.get("train")) and any(map(_learned, run.trials)):
+        yield Risk(
+            text("variants were trained on the test data: their figures say nothing about new samples"),
+            text("test data"),
+            text("name other samples as data.test before you decide"),
+            "high",
+        )
+    if _same(test, sections.get("calibration")):
         yield Risk(
             text("test and calibration data come from the same source: figures may look better than they are"),
             text("test data"),
@@ -61,9 +70,26 @@ def _data(run: Run) -> Iterator[Risk]:
         )
 
 
-def _source(section: Any) -> Any:
-    """Where a data section comes from; None where it does not say."""
-    return section.get("source") if isinstance(section, Mapping) else None
+def _learned(trial: Trial) -> bool:
+    """Whether something of the variant was fitted to data.train."""
+    return bool(trial.distillation or trial.search or trial.output or trial.features)
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two data sections are of the same samples: one source, and of an npz file the same array of it.
+
+    Other inputs of a table are the same rows; a file that is named once from the root and once from here is not known
+    to be one.
+    """
+    if not (isinstance(one, Mapping) and isinstance(other, Mapping)):
+        return False
+    first, second = (str(section.get("source") or "") for section in (one, other))
+    if not first or os.path.normpath(first) != os.path.normpath(second):
+        return False
+    arrays = [section.get("inputs") for section in (one, other)]
+    if not first.lower().endswith(".npz") or arrays[0] == arrays[1]:
+        return True
+    return None in arrays and any(array in _USUAL for array in arrays)
 
 
 def _machine(run: Run) -> Iterator[Risk]:

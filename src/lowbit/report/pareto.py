@@ -267,7 +267,7 @@ class _Plot:
         trial = point.trial
         assert trial.score is not None
         facts = (
-            (text("decision"), "" if trial.recipe is None else decision.word(trial.verdict)),
+            (text("decision"), "" if trial.recipe is None else decision.said(trial)),
             (self.metric.name, self.metric.value(trial.score.value)),
             (text("interval"), self.metric.interval(trial.score)),
             (text("from float"), self.metric.change(trial.difference.value) if trial.difference else ""),

@@ -6,14 +6,15 @@ A risk says what was found, where, and what to do about it. "High" ones should b
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from lowbit.errors import FormatError
 from lowbit.formats import parse
-from lowbit.pilot.record import LayerRow, Run, Score, Trial
-from lowbit.report import decision, figures
+from lowbit.pilot.record import LayerRow, Run, Trial
+from lowbit.report import decision, figures, requirements
 from lowbit.report.figures import Metric
 from lowbit.report.language import of_record, several, text
 
@@ -57,7 +58,7 @@ def of_trial(trial: Trial, run: Run) -> list[Risk]:
         *_agreement(trial, run),
         *_seeds(trial, run),
         *_verification(trial),
-        *_kernels(trial),
+        *_kernels(trial, run),
         *_latency(trial, run),
         *_training(trial),
         *_search(trial),
@@ -82,13 +83,14 @@ def named(names: list[str]) -> str:
 
 def _margin(trial: Trial, run: Run) -> Iterator[Risk]:
     metric = Metric.of(run)
-    for check, told in zip(trial.checks, decision.requirements(trial, run), strict=True):
+    for check, told in zip(trial.checks, requirements.of_trial(trial, run), strict=True):
         if check.verdict == "borderline":
             needs = told.needs[:1].upper() + told.needs[1:]
+            values = {"figure": told.figure, "asked": told.asked}
             yield Risk(
-                text(
-                    "its interval reaches over what was asked: {figure}, {asked}", figure=told.figure, asked=told.asked
-                ),
+                text("its interval reaches over what was asked: {figure}, {asked}", **values)
+                if check.what in requirements.OF_SAMPLES
+                else text("it lies on both sides of what was asked: {figure}, {asked}", **values),
                 told.name,
                 needs,
                 "high",
@@ -103,10 +105,15 @@ def _margin(trial: Trial, run: Run) -> Iterator[Risk]:
             ),
             metric.name,
             text("make sure that whoever uses the model knows of it; a distillation (distill: {}) may win it back")
-            if trial.distillation is None
+            if not trained(trial)
             else text("make sure that whoever uses the model knows of it"),
             "low",
         )
+
+
+def trained(trial: Trial) -> bool:
+    """Whether the variant's weights were trained, by whichever method."""
+    return bool(trial.distillation or (trial.search and trial.search.epochs) or (trial.output and trial.output.epochs))
 
 
 def _agreement(trial: Trial, run: Run) -> Iterator[Risk]:
@@ -145,24 +152,35 @@ def _seeds(trial: Trial, run: Run) -> Iterator[Risk]:
         )
     if not trial.repeats or len(scores) < 2:
         return
+    sides = _on_both_sides(trial, run)
     worst, best = (pick(scores, key=lambda score: score.value) for pick in (min, max))
-    if worst.high < best.low or _sides(scores, run):
+    values = {"low": metric.value(worst.value), "high": metric.value(best.value)}
+    if sides or worst.high < best.low:
         yield Risk(
-            text(
-                "its seeds disagree: from {low} to {high}",
-                low=metric.value(worst.value),
-                high=metric.value(best.value),
-            ),
+            sides or text("its seeds disagree: from {low} to {high}", **values),
             text("seeds"),
             text("train longer or with a lower rate, and judge by the mean, not by the best seed"),
-            "high" if _sides(scores, run) else "medium",
+            "high" if sides else "medium",
         )
 
 
-def _sides(scores: list[Score], run: Run) -> bool:
-    """Whether some seeds are above the least that is asked and some below."""
-    least = figures.least(run)
-    return least is not None and min(s.value for s in scores) < least <= max(s.value for s in scores)
+def _on_both_sides(trial: Trial, run: Run) -> str:
+    """What is said where some seeds are above the least that is asked and some below; empty where none are."""
+    metric = Metric.of(run)
+    for check, told in zip(trial.checks, requirements.of_trial(trial, run), strict=True):
+        rows = [row for row in (trial.own, *trial.repeats) if row]
+        found = [row.score if check.what == "minimum" else row.difference for row in rows]
+        values = [one.value for one in found if one]
+        if check.what in requirements.OF_SAMPLES and values and min(values) < check.limit <= max(values):
+            said = metric.value if check.what == "minimum" else metric.change
+            return text(
+                "its seeds lie on both sides of what is asked: {name} from {low} to {high}, asked {asked}",
+                name=told.name,
+                low=said(min(values)),
+                high=said(max(values)),
+                asked=told.asked,
+            )
+    return ""
 
 
 def _verification(trial: Trial) -> Iterator[Risk]:
@@ -194,7 +212,7 @@ def _verification(trial: Trial) -> Iterator[Risk]:
         )
 
 
-def _kernels(trial: Trial) -> Iterator[Risk]:
+def _kernels(trial: Trial, run: Run) -> Iterator[Risk]:
     check = trial.verification
     ran_float = set(check.stayed_float) if check else set()
     asked = [row for row in trial.layers if row.weights == FLOAT]
@@ -221,18 +239,51 @@ def _kernels(trial: Trial) -> Iterator[Risk]:
                 "medium" if share > FLOAT_SHARE else "low",
             )
     widened = [row for row in trial.layers if row.name not in ran_float and _widened(row)]
-    if widened:
-        formats = dict.fromkeys(f"{row.weights}/{row.activations}" for row in widened)
+    on_target = [row for row in widened if _target_has(row, run)]
+    elsewhere = [row for row in widened if row not in on_target]
+    if elsewhere:
         yield Risk(
             text(
                 "the runtime widens formats below 8 bits ({formats}, weights/activations): they save storage, and BOPs "
                 "only on hardware that has such kernels",
-                formats=figures.names(formats),
+                formats=_formats(elsewhere),
             ),
-            named([row.name for row in widened]),
+            named([row.name for row in elsewhere]),
             text("count on the measured latency, not on BOPs, for this runtime"),
             "low",
         )
+    if on_target:
+        yield Risk(
+            text(
+                "the runtime here widens formats that the target executes natively ({formats}, weights/activations): "
+                "latencies are not the target's",
+                formats=_formats(on_target),
+            ),
+            named([row.name for row in on_target]),
+            text("measure the file on the target before a latency decides"),
+            "low",
+        )
+
+
+def _formats(rows: list[LayerRow]) -> str:
+    return figures.names(dict.fromkeys(f"{row.weights}/{row.activations}" for row in rows))
+
+
+def target(run: Run) -> tuple[str, ...]:
+    """The formats that the target executes natively (`runtime.formats`), by their names; none where it is not said."""
+    section = run.pilot.get("runtime")
+    names = section.get("formats") if isinstance(section, Mapping) else None
+    found: list[str] = []
+    for name in names if isinstance(names, (list, tuple)) else ():
+        with contextlib.suppress(FormatError):
+            found.append(str(parse(str(name))))
+    return tuple(found)
+
+
+def _target_has(row: LayerRow, run: Run) -> bool:
+    """Whether the target executes the layer's formats, as far as they are below 8 bits, natively."""
+    names = [name for name in (row.weights, row.activations) if 0 < bits(name) < 8]
+    return all(str(parse(name)) in target(run) for name in names)
 
 
 def _widened(row: LayerRow) -> bool:

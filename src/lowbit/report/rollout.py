@@ -1,8 +1,9 @@
 """How to bring the recommended variant into service in steps, with the figures that each step takes.
 
-Shadow run, canary, watching, a criterion to go back by, and the float file that one goes back to. How many labelled
-samples a step takes is the formula of the A/B test (`lowbit.pilot.abtest.samples_needed`), with the effect and the
-spread that the run measured; the share of the canary follows from the heaviest risk that was found.
+Shadow run, canary, watching, a criterion to go back by, and the float file that one goes back to. How many samples a
+step takes is planned as `lowbit compare` plans them (`lowbit.pilot.power`), with the effect and the spread that the run
+measured; the share of the canary follows from the heaviest risk that was found. Of a variant with several seeds the
+figures are those of the first one, whose file is deployed.
 """
 
 from __future__ import annotations
@@ -11,15 +12,16 @@ import math
 import shlex
 from dataclasses import dataclass
 
-from lowbit.pilot.abtest import samples_needed
-from lowbit.pilot.record import Run, Trial
-from lowbit.report import decision, figures, grounds, risks
+from lowbit.pilot.power import differing, needed_for_agreement, needed_for_fall, needed_for_pairs, samples_needed
+from lowbit.pilot.record import CheckRow, Run, Score, Trial
+from lowbit.report import decision, figures, grounds, requirements, risks
 from lowbit.report.figures import Metric
 from lowbit.report.language import several, text
 
-_SHARES = ("accuracy", "agreement")  # metrics whose margin is known where nothing was asked
-_USUAL = 0.01  # margin of these: that of lowbit compare
-_FEWEST = 100  # labelled answers that an interval of a share should have
+_UNLABELLED = ("agreement", "cosine")  # metrics that need no truth: of the variant with float
+_USUAL = 0.01  # margin of a share where nothing was asked: that of lowbit compare
+_FEWEST = 100  # samples that a decision should have, however few a plan asks for
+_FALL = 0.02  # below the minimum of a share: worth going back for, and some hundred to thousand answers show it
 _CANARY: dict[risks.Severity, float] = {
     "high": 0.01,
     "medium": 0.05,
@@ -51,19 +53,32 @@ def instead(run: Run) -> list[str]:
     told = [
         text("{name}: {why}.", name=trial.name, why="; ".join(one.needs for one in asked if one.needs))
         for trial in open_ones
-        for asked in [decision.requirements(trial, run)]
+        for asked in [requirements.of_trial(trial, run)]
         if any(one.needs for one in asked)
     ]
-    if told:
+    if any(requirements.needed(check, one, run) for one in open_ones for check in one.checks if _is_open(check)):
         told.append(
             text(
                 "Decide once, at that number: looking again after each addition errs more often. Name the samples as "
-                "data.test and run the pilot again; training is kept."
+                "data.test and run the pilot again: variants are trained and measured anew, and the same training data "
+                "and seeds give the same weights."
             )
         )
-    elif trials:
-        told.append(text("Keep the float model, and see below which methods were not tried here."))
-    return told
+    reference = decision.baseline(run)
+    if told or not trials:
+        return told
+    if reference is not None and reference.verdict == "misses":
+        return [
+            text(
+                "Nothing that was measured meets what was asked, the float model included: ask for less, or train it "
+                "further."
+            )
+        ]
+    return [text("Keep the float model, and see below which methods were not tried here.")]
+
+
+def _is_open(check: CheckRow) -> bool:
+    return check.verdict == "borderline"
 
 
 def margin(trial: Trial, run: Run) -> float | None:
@@ -78,16 +93,37 @@ def margin(trial: Trial, run: Run) -> float | None:
     )
     if math.isfinite(spare) and spare > 0:
         return float(f"{spare:.2g}")
-    return _USUAL if run.kpi.metric in _SHARES else None
+    return _USUAL if run.kpi.metric in requirements.SHARES else None
 
 
 def samples(trial: Trial, run: Run) -> tuple[int | None, int | None]:
-    """Labelled samples that show the variant no worse within the margin: with the loss as measured, and with none."""
-    gap, room = trial.difference, margin(trial, run)
-    variance = decision.spread(gap.low, gap.high, gap.samples) if gap else None
-    if gap is None or room is None or variance is None:
+    """Samples that show the file no worse within the margin: with the loss as measured, and with none.
+
+    None where that cannot be planned; the loss as measured is no less than the margin, for one.
+    """
+    gap, room = _own_loss(trial), margin(trial, run)
+    if gap is None or room is None:
         return None, None
-    return samples_needed(gap.value, room, variance), samples_needed(0.0, room, variance)
+    return _planned(gap.value, gap, room, run.kpi.metric), _planned(0.0, gap, room, run.kpi.metric)
+
+
+def _own_loss(trial: Trial) -> Score | None:
+    """The difference from float of the file to deploy: of several seeds that of the first."""
+    return trial.own.difference if trial.own else trial.difference
+
+
+def _planned(effect: float, gap: Score, room: float, metric: str) -> int | None:
+    """Samples that `lowbit compare` takes to say "no worse", with this effect and the spread of `gap`."""
+    if effect + room <= 0:
+        return None
+    if metric == "agreement":
+        found = needed_for_agreement(-effect, room)
+    elif metric in requirements.SHARES:
+        found = needed_for_pairs(differing(gap), effect, room)
+    else:
+        variance = requirements.spread(gap.low, gap.high, gap.samples)
+        found = None if variance is None else samples_needed(effect, room, variance)
+    return None if found is None else max(found, _FEWEST)
 
 
 def canary(trial: Trial, run: Run) -> float:
@@ -97,44 +133,62 @@ def canary(trial: Trial, run: Run) -> float:
 
 
 def _shadow(best: Trial, run: Run) -> Stage:
-    metric, room = Metric.of(run), margin(best, run)
-    told = [
-        text(
-            "Run {name} beside the float model on live inputs, answer with the float model, and log both predictions.",
-            name=best.name,
-        )
-        if run.kpi.metric == "agreement"
-        else text(
-            "Run {name} beside the float model on live inputs, answer with the float model, and log both predictions "
-            "and, once it is known, the truth.",
-            name=best.name,
-        )
-    ]
+    metric, room, gap = Metric.of(run), margin(best, run), _own_loss(best)
+    told = [_beside(best, run)]
     needed, equal = samples(best, run)
-    if needed is not None and room is not None:
+    if needed is not None and room is not None and gap is not None:
         told.append(
             text(
                 "Showing that it loses at most {margin} takes about {number} such samples if the loss is the one "
                 "measured here ({change}), with 80 % power.",
                 margin=metric.loss(room),
                 number=f"{needed:,}",
-                change=metric.change(best.difference.value if best.difference else 0.0),
+                change=metric.change(gap.value),
             )
         )
     if equal is not None:
         told.append(text("If there is no loss at all, {number} do.", number=f"{equal:,}"))
     if room is None:
         told.append(text("Choose the margin first: the loss of the metric that does not matter to you."))
+    elif gap is not None and gap.value + room <= 0:
+        told.append(
+            text(
+                "No number of samples shows that it loses less than {margin}, if the loss is the one measured here "
+                "({change}).",
+                margin=metric.loss(room),
+                change=metric.change(gap.value),
+            )
+        )
     elif needed is None:
         told.append(text("How many samples that takes cannot be planned from this run: its interval has no width."))
     return Stage(text("Shadow run"), tuple(told), (compare(best, run),))
 
 
+def _beside(best: Trial, run: Run) -> str:
+    """What to run and to log."""
+    if run.kpi.metric == "cosine":
+        return text(
+            "Run {name} beside the float model on live inputs, answer with the float model, and log the whole outputs "
+            "of both, as two arrays of an npz file.",
+            name=best.name,
+        )
+    if run.kpi.metric == "agreement":
+        return text(
+            "Run {name} beside the float model on live inputs, answer with the float model, and log both predictions.",
+            name=best.name,
+        )
+    return text(
+        "Run {name} beside the float model on live inputs, answer with the float model, and log both predictions and, "
+        "once it is known, the truth.",
+        name=best.name,
+    )
+
+
 def compare(best: Trial, run: Run) -> str:
     """The command that decides on logged outcomes."""
-    room = margin(best, run)
-    parts = ["lowbit", "compare", "--outcomes", "log.csv", "--a", "float", "--b", best.name]
-    parts += [] if run.kpi.metric == "agreement" else ["--label", "truth"]
+    room, log = margin(best, run), "log.npz" if run.kpi.metric == "cosine" else "log.csv"
+    parts = ["lowbit", "compare", "--outcomes", log, "--a", "float", "--b", best.name]
+    parts += [] if run.kpi.metric in _UNLABELLED else ["--label", "truth"]
     parts += ["--metric", run.kpi.metric]
     return shlex.join(parts) + (" --margin MARGIN" if room is None else f" --margin {room:.4g}")
 
@@ -159,12 +213,14 @@ def _canary(best: Trial, run: Run) -> Stage:
     )
     needed, _ = samples(best, run)
     if needed is not None:
+        values = {"share": f"{100 * share:g} %", "needed": f"{needed:,}", "requests": f"{math.ceil(needed / share):,}"}
         told.append(
-            text(
-                "At {share}, {needed} labelled answers take {requests} requests, if every answer gets a label.",
-                share=f"{100 * share:g} %",
-                needed=f"{needed:,}",
-                requests=f"{math.ceil(needed / share):,}",
+            text("At {share}, {needed} answers take {requests} requests; let float answer the same ones.", **values)
+            if run.kpi.metric in _UNLABELLED
+            else text(
+                "At {share}, {needed} labelled answers take {requests} requests, if every answer gets a label; let "
+                "float answer the same ones, since the comparison is paired.",
+                **values,
             )
         )
     return Stage(text("Canary"), tuple(told))
@@ -190,22 +246,28 @@ def _watch(best: Trial, run: Run) -> Stage:
 def _back(best: Trial, run: Run) -> Stage:
     metric, kpi, told = Metric.of(run), run.kpi, []
     if kpi.minimum is not None:
-        number = _falls(best, kpi.minimum)
+        values = {"metric": metric.name, "minimum": metric.minimum(kpi.minimum)}
         told.append(
             text(
+                "Go back to the float file when the whole 95 % interval of {metric}, on answers that float gave too, "
+                "is below {minimum}.",
+                **values,
+            )
+            if kpi.metric in _UNLABELLED
+            else text(
                 "Go back to the float file when the whole 95 % interval of {metric} on labelled answers is below "
                 "{minimum}.",
-                metric=metric.name,
-                minimum=metric.minimum(kpi.minimum),
+                **values,
             )
         )
-        if number is not None and best.score:
+        fall = kpi.minimum - _FALL
+        number = needed_for_fall(fall, kpi.minimum, _FEWEST) if kpi.metric in requirements.SHARES and fall > 0 else None
+        if number is not None:
             told.append(
                 text(
-                    "Looked at after every {number} of them, a value as measured here ({value}) is told from the "
-                    "minimum in 80 % of all looks.",
+                    "Looked at after every {number} of them, a fall to {value} is seen in 80 % of all looks.",
                     number=f"{number:,}",
-                    value=metric.value(best.score.value),
+                    value=metric.minimum(fall),
                 )
             )
     if kpi.tolerance is not None:
@@ -220,16 +282,6 @@ def _back(best: Trial, run: Run) -> Stage:
         )
     told.append(text("When lowbit watch exits with 1, stop widening the canary until the reason is known."))
     return Stage(text("Roll back"), tuple(told))
-
-
-def _falls(best: Trial, minimum: float) -> int | None:
-    """Samples that tell the measured value from the minimum."""
-    score = best.score
-    variance = decision.spread(score.low, score.high, score.samples) if score else None
-    if score is None or variance is None or score.value <= minimum:
-        return None
-    found = samples_needed(score.value - minimum, 0.0, variance)
-    return None if found is None else max(found, _FEWEST)
 
 
 def _keep(run: Run) -> Stage:

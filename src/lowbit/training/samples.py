@@ -153,7 +153,7 @@ def crop_and_flip(pixels: int = 4, *, flip: bool = True, fill: tuple[float, ...]
     The images are a batch's first 4-D tensor other than `labels`; all else stays as it is.
 
     Args:
-        pixels: largest shift.
+        pixels: largest shift, less than the height and the width of the images.
         flip: whether to mirror left and right.
         fill: what comes in at the borders, one number or one for each channel: what normalization makes of a black
             pixel; 0 if empty.
@@ -164,6 +164,11 @@ def crop_and_flip(pixels: int = 4, *, flip: bool = True, fill: tuple[float, ...]
         count, channels, height, width = images.shape
         if len(fill) not in (0, 1, channels):
             raise TrainingError(f"images have {channels} channels, fill {len(fill)} numbers; give one for each channel")
+        if pixels >= min(height, width):
+            raise TrainingError(
+                f"images are {height} x {width}, and a shift by up to {pixels} pixels can leave nothing of them; give "
+                f"less than {min(height, width)}"
+            )
         down, right = torch.randint(0, 2 * pixels + 1, (2, count, 1), generator=generator)
         rows, columns = down + torch.arange(height), right + torch.arange(width)
         if flip:
@@ -185,7 +190,7 @@ def _images(batch: Batch) -> Tensor:
     for tensor in (*args, *kwargs.values()):
         if tensor.dim() == 4:
             return tensor
-    raise TrainingError("the batch holds no images [n, c, h, w] to crop and flip; leave `augment` out")
+    raise TrainingError("the batch holds no images [n, c, h, w] to crop and flip; leave the augmentation out")
 
 
 def seed_of(*parts: int) -> int:

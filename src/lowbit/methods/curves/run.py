@@ -97,7 +97,7 @@ def curve_output(
 
     Raises:
         RecipeError: no recipe to choose a path with, a path that does not exist, or options that do not fit.
-        DataError: no targets, NaN, a constant, or targets outside a range that was given.
+        DataError: no targets, NaN, a constant, targets outside a range that was given, or a model that returns `[N]`.
         LayerError: the model ends in no layer that can be widened.
 
     References:
@@ -109,6 +109,7 @@ def curve_output(
     sample = list(islice(batches(1), _MEASURED)) if callable(batches) else (given or [])[:_MEASURED]
     if not sample:
         raise DataError("got no batches; give at least two")
+    check_output(model, sample[0])
     labels = labels_of(sample[0]) is not None if labels is None else labels
     found_here = low is None and high is None
     if found_here:
@@ -156,6 +157,16 @@ def curve_output(
     )
     _warn_where_worse(model, trained, codec, sample, labels)
     return trained, CurveOutput(codec, choice, fitted)
+
+
+def check_output(model: nn.Module, batch: Batch) -> None:
+    """Refuse a model whose output is not `[N, T, ...]`.
+
+    Raises:
+        DataError: it returns `[N]`, or does not take the batch.
+    """
+    if outputs_of(model, [batch])[0].dim() < 2:
+        raise DataError("the model returns [N]; an output needs [N, 1]: leave out the squeeze")
 
 
 def _warn_where_worse(model: nn.Module, trained: nn.Module, codec: Codec, sample: list[Batch], labels: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Annotated
 
@@ -26,6 +27,8 @@ def _counted(given: object, units: dict[str, float], expected: str) -> object:
 
 def _bytes(given: object) -> object:
     size = _counted(given, _BYTES, "a number of bytes, or text such as '200 kB' or '1.5 MB' (kB = 1000 bytes)")
+    if isinstance(size, float) and math.isfinite(size) and not size.is_integer():
+        raise wrong("expected whole bytes; write '1.5 MB' for 1500000")
     return int(size) if isinstance(size, float) and size < 1e18 else size
 
 

@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from lowbit.errors import FormatError, RecipeError
 from lowbit.methods.factorization import choices as chains
-from lowbit.pilot.sections.fields import FormatName, listed, wrong
+from lowbit.pilot.sections.fields import FormatName, Seed, listed, wrong
 from lowbit.pilot.sections.search import BudgetSpec
 from lowbit.pilot.sections.training import Augmented
 
@@ -60,7 +60,7 @@ class FactorizeSpec(Augmented):
     refit: bool = True
     norms: bool = False
     compare: bool = True
-    seed: int | None = None
+    seed: Seed | None = None
 
     @model_validator(mode="after")
     def _has_something_to_choose_by(self) -> FactorizeSpec:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
 from lowbit.errors import FormatError
@@ -14,9 +14,12 @@ from lowbit.granularity import parse_granularity
 FLOAT = "float32"  # no format, and what every target can execute
 
 
-def wrong(reason: str) -> PydanticCustomError:
-    """What a validator raises: `reason` is told as it is, behind the path to the field."""
-    return PydanticCustomError("wrong", "{reason}", {"reason": reason})
+def wrong(reason: str, *at: int | str) -> PydanticCustomError:
+    """What a validator raises: `reason` is told as it is, behind the path to the field.
+
+    A validator of several keys says with `at` which of them is meant.
+    """
+    return PydanticCustomError("wrong", "{reason}", {"reason": reason, "at": at})
 
 
 def _format_name(name: str) -> str:
@@ -49,6 +52,7 @@ NativeName = Annotated[str, AfterValidator(_native_name)]
 GranularityName = Annotated[str, AfterValidator(_granularity_name)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]  # which all generators take
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
@@ -56,3 +60,22 @@ class Section(BaseModel):
     """A section of a pilot file: a key that it has not is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _numbers_are_no_booleans(cls, given: object, info: ValidationInfo) -> object:
+        """`true` is no 1, which Python has it as."""
+        parts = given if isinstance(given, (list, tuple)) else [given]
+        if any(isinstance(part, bool) for part in parts):
+            kinds = _kinds(cls.model_fields[str(info.field_name)].annotation)
+            if kinds and kinds <= {int, float}:
+                raise wrong("expected a number")
+        return given
+
+
+def _kinds(annotation: object) -> set[object]:
+    """What a value, or an item of one, can be, but for None."""
+    if annotation in (None, type(None), Ellipsis):
+        return set()
+    parts = get_args(annotation)[:1] if get_origin(annotation) is Annotated else get_args(annotation)
+    return set[object]().union(*map(_kinds, parts)) if parts else {annotation}

@@ -1,0 +1,146 @@
+"""A student becomes a file, and the file is looked at: verified, scored beside the float model's, its costs counted."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import nn
+
+from lowbit import files
+from lowbit.batches import without_labels
+from lowbit.costs import cost
+from lowbit.errors import DataError, DataWarning
+from lowbit.export.onnx import export_onnx
+from lowbit.export.verify import verify
+from lowbit.export.watching import note_agreement
+from lowbit.methods.distillation.run import Distillation
+from lowbit.methods.search.run import Search
+from lowbit.pilot import coded, compared, curved, distilled, factorized, searched, statistics
+from lowbit.pilot.layered import layer_rows, notes_of
+from lowbit.pilot.outputs import BATCH, baseline, drawn, file_outputs, in_batches, model_outputs
+from lowbit.pilot.record import ObstacleRow, OutputRow, Score, Trial, VerificationRow
+from lowbit.pilot.statistics import Array
+from lowbit.post_training.segments import float_twin
+from lowbit.quantization import coverage
+
+if TYPE_CHECKING:
+    from lowbit.pilot.trial import Made, Settings, Sources, Task
+
+VERIFIED = 500  # samples compared layer by layer; predictions are compared on all
+
+
+def examine(task: Task, model: nn.Module, made: Made, data: Sources, settings: Settings, progress: bool) -> Trial:
+    """Export a student and measure its file; the trial has no verdict yet.
+
+    Raises:
+        LowbitError: it cannot be exported, or the file does something else than the student.
+    """
+    test = data.test
+    example = without_labels(next(iter(test.batches(2))))
+    student = made.student.cpu()  # runtimes compare with it, and they are on the CPU
+    made.source.cpu()
+    hashes = {"calibration_data": data.calibration.hash, "test_data": test.hash}
+    if task.training is not None or task.output is not None or task.features is not None:
+        hashes["training_data"] = data.train.hash
+    provenance = {"seed": settings.seed, **hashes, **settings.provenance}
+    exported = export_onnx(student, task.folder / "model.onnx", example, opset=task.opset, provenance=provenance)
+    outputs = file_outputs(exported.path, test, settings, progress)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DataWarning)  # told in the notes
+        some = drawn(test, VERIFIED, settings.seed)
+        verification = verify(exported, some, runtime=settings.runtime, threads=settings.threads, progress=progress)
+    with files.replacing(task.folder / "outputs.npy") as temporary, temporary.open("wb") as stream:
+        np.save(stream, outputs)
+    reference = outputs if task.recipe is None else baseline(task.variants)
+    labels = None if test.labels is None else test.labels.numpy()
+    simulated = model_outputs(exported.model, test, progress)
+    same = float((statistics.predictions(outputs, simulated) == statistics.predictions(simulated)).mean())
+    agreeing = np.asarray(statistics.predictions(outputs, reference) == statistics.predictions(reference))
+    agreement = statistics.share(agreeing)
+    note_agreement(exported.path, int(agreeing.sum()), len(agreeing))
+    costs, covered = cost(student, example), coverage(student)
+    measured = (settings.metric, outputs, labels, reference, settings.seed, settings.folder)
+    twin = student if made.result else float_twin(made.source, student)
+    if made.curved is not None:
+        twin = curved.twin_of(twin, student)
+    beside = _beside_post_training(made, measured)
+    return Trial(
+        task.name,
+        made.recipe,
+        task.fingerprint,
+        "misses",  # the verdict is given when the run is put together: the KPI's minimum is no part of a trial
+        score=statistics.score(*measured),
+        difference=statistics.difference(*measured) if task.recipe else None,
+        agreement=agreement if task.recipe else None,
+        file=(task.folder / "model.onnx").relative_to(task.variants.parent).as_posix(),
+        file_bytes=exported.path.stat().st_size,
+        weight_bytes=costs.weight_bytes,
+        parameters=costs.parameters,
+        macs=costs.macs,
+        bops=costs.bops,
+        activation_bytes=costs.activation_bytes,
+        layers=layer_rows(student, twin, costs, covered, verification),
+        verification=VerificationRow(
+            settings.runtime,
+            len(outputs),
+            same,
+            verification.same_codes,
+            verification.largest_code_difference,
+            verification.kernels,
+            tuple(verification.stayed_float) if task.recipe else (),
+            tuple(ObstacleRow(o.where, o.what, o.remedy) for o in verification.obstacles) if task.recipe else (),
+        ),
+        notes=(*made.notes, *verification.unlike_calibration, *notes_of(student, covered, task.opset)),
+        distillation=distilled.row(made.result, *beside) if isinstance(made.result, Distillation) else None,
+        search=searched.row(task, made.result, *beside) if isinstance(made.result, Search) else None,
+        factorization=factorized.row(made.found) if made.found else None,
+        output=_output_row(task, made, model, exported.model, data, (outputs, reference), settings, progress),
+        features=coded.row(made.coded, test, (outputs, reference), seed=settings.seed) if made.coded else None,
+    )
+
+
+def _output_row(
+    task: Task,
+    made: Made,
+    model: nn.Module,
+    student: nn.Module,
+    data: Sources,
+    outputs: tuple[Array, Array],
+    settings: Settings,
+    progress: bool,
+) -> OutputRow | None:
+    """The record of an output on a path; `outputs` are those of the file and of the float model's."""
+    if made.curved is None:
+        return None
+    found, reference = (torch.from_numpy(np.asarray(one, dtype=np.float32)) for one in outputs)
+    measured = compared.Measured(
+        model,
+        student,
+        in_batches(data.train),
+        in_batches(data.calibration),
+        data.test.batches(BATCH),
+        None if settings.metric == "accuracy" else data.test.labels,  # classes are no targets
+        reference,
+        found,
+        None if made.before is None else torch.from_numpy(np.asarray(made.before, dtype=np.float32)),
+    )
+    return compared.row(task, made.curved, measured, seed=settings.seed, progress=progress)
+
+
+def _beside_post_training(
+    made: Made, measured: tuple[str, Array, Array | None, Array, int, Path | None]
+) -> tuple[Score | None, Score | None]:
+    """The KPI's metric of the student that post-training alone makes, and what training gained over it."""
+    if made.before is None:
+        return None, None
+    metric, _, labels, reference, seed, folder = measured
+    post_training: Score | None = None
+    with contextlib.suppress(DataError):  # an own metric may have no value for a student that collapsed
+        post_training = statistics.score(metric, made.before, labels, reference, seed, folder)
+        return post_training, statistics.difference(*measured, baseline=made.before)
+    return post_training, None
