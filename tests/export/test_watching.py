@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from lowbit import files
 from lowbit.drift import Shares
-from lowbit.errors import DataError, ExportError, RecipeError, VerificationError
+from lowbit.errors import DataError, RecipeError, VerificationError
 from lowbit.export.codes import CodeRange, code_ranges, code_tensors
 from lowbit.export.onnx import Exported, export_onnx, manifest_entry, note
 from lowbit.export.profiles import Profile, TensorCounts
@@ -477,7 +477,7 @@ def test_what_cannot_be_watched(file: Exported, tmp_path: Path) -> None:
         look([torch.full((2, 3, 8, 8), torch.nan)])
     with pytest.raises(DataError, match="margin is 2, expected a share from 0 to below 1"):
         look([OLD], margin=2)
-    with pytest.raises(ExportError, match="no file"):
+    with pytest.raises(DataError, match="no file"):
         look([OLD], reference=tmp_path / "no.onnx")
     assert files.sha256(file.path) == manifest_entry(file.path)["sha256"]
 
