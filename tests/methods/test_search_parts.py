@@ -321,6 +321,7 @@ def test_the_surrogate_starts_at_the_sensitivities() -> None:
     assert torch.allclose(guide.mean, expected)
 
 
+@pytest.mark.slow
 def test_the_surrogate_corrects_wrong_sensitivities_within_the_budget() -> None:
     gaps = []
     for seed in (1, 2, 4):

@@ -386,6 +386,8 @@ def test_threads_are_pinned_while_a_trial_runs_and_given_back(monkeypatch: pytes
 
 
 HOLDING = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a test run in the background ignores
 import contextlib, time
 from lowbit.pilot.executor import only
 with contextlib.suppress(KeyboardInterrupt), only(folder):

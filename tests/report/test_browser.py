@@ -51,8 +51,12 @@ def opened(request: pytest.FixtureRequest, browser: Any, file: Path) -> Iterator
     assert told == []
 
 
+SLOW = ("wide-dark", "narrow-light")
 VIEWS = [
-    pytest.param((size, theme), id=f"{name}-{theme}") for name, size in SIZES.items() for theme in ("light", "dark")
+    pytest.param((size, theme), id=view, marks=[pytest.mark.slow] if view in SLOW else [])
+    for name, size in SIZES.items()
+    for theme in ("light", "dark")
+    for view in (f"{name}-{theme}",)
 ]
 
 

@@ -537,6 +537,7 @@ def loaded(folder: Path) -> nn.Module:
     return model
 
 
+@pytest.mark.slow
 def test_killed_for_real(tmp_path: Path) -> None:
     body = f"tests.run(model, Path({str(tmp_path)!r}), epochs=60, save_every=1)"
     process = subprocess.Popen([sys.executable, *script(tmp_path, body)], stderr=subprocess.PIPE)
