@@ -27,12 +27,13 @@ from lowbit.errors import ExportError
 from lowbit.export.measured import measure_formats
 from lowbit.layers import weighted_layers
 from lowbit.methods.factorization import run as factorizing
-from lowbit.pilot import examined, executor, factorized, trial
+from lowbit.pilot import costing, examined, executor, factorized
 from lowbit.pilot import run as run_module
 from lowbit.pilot.record import FactorizationRow, Run, Trial, read
 from lowbit.pilot.run import run_pilot
 from lowbit.pilot.sections.factorize import FactorizeSpec
 from lowbit.pilot.spec import load_recipe, load_spec
+from lowbit.pilot.task import Task
 from lowbit.report.figures import milliseconds
 from lowbit.report.page import render
 
@@ -379,7 +380,7 @@ def pretending(monkeypatch: pytest.MonkeyPatch, **refused: str) -> list[tuple[tu
         rest = dict.fromkeys(times, 0.5)
         return MeasuredCosts({layer: dict(times) for layer in given[2]}, sizes, rest, times, told, {"runtime": "none"})
 
-    monkeypatch.setattr(trial, "measure_formats", measured)
+    monkeypatch.setattr(costing, "measure_formats", measured)
     return asked
 
 
@@ -391,7 +392,7 @@ def test_a_latency_budget_is_met(copied: tuple[Path, Path], monkeypatch: pytest.
         tables.append(measure_formats(*given, **how, repeats=25))
         return tables[0]
 
-    monkeypatch.setattr(trial, "measure_formats", measured)
+    monkeypatch.setattr(costing, "measure_formats", measured)
     budget = {"cost": "latency", "like": "int8"}
     rewrite(project, **variant(choices=["int8", "2x int4"], budget=budget, compare=False))
     row = row_of(measure(project, folder))
@@ -433,7 +434,7 @@ def test_times_of_another_machine_begin_anew(monkeypatch: pytest.MonkeyPatch, tm
     tables = [MeasuredCosts({}, {}, {}, {"2x": ms}, {}, {}) for ms in (1.0, 2.0)]
     for cost in ("latency", "file", "bops"):
         spec = FactorizeSpec.model_validate({"budget": {"cost": cost, "most": 1}})
-        task = trial.Task("a", tmp_path, "0123", lb.Recipe(()), factorize=spec)
+        task = Task("a", tmp_path, "0123", lb.Recipe(()), factorize=spec)
         for costs in tables:
             factorized.make(task, torch.nn.Identity(), [], costs, seed=0, progress=False)
     assert len({*kept[:2], "0123"}) == 3
@@ -491,7 +492,7 @@ def test_a_runtime_that_measures_nothing_is_told_where_times_do_not_decide(
     factorize: dict[str, Any], copied: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     project, folder = copied
-    monkeypatch.setattr(trial, "measure_formats", refuse)
+    monkeypatch.setattr(costing, "measure_formats", refuse)
     rewrite(project, **variant(**factorize, compare=False))
     run = measure(project, folder)
     assert "layers have no milliseconds: no clock" in run.trials[1].notes
@@ -508,7 +509,7 @@ def test_a_runtime_that_refuses_fails_a_variant_whose_times_decide(
     project, folder = copied
     rewrite(project, **variant(choices=["int8", "2x"], budget={"cost": "latency", "like": "int8"}, compare=False))
     with monkeypatch.context() as patch:
-        patch.setattr(trial, "measure_formats", refuse)
+        patch.setattr(costing, "measure_formats", refuse)
         assert measure(project, folder).trials[1].error == "no clock"
     pretending(monkeypatch, **{"2x": "no kernel"})
     told = measure(project, folder).trials[1].error
@@ -522,7 +523,7 @@ def test_choices_are_measured_before_trials_run_side_by_side(
     project, folder = copied
     rewrite(project, **variant(choices="3x", compare=False))
     order: list[str] = []
-    monkeypatch.setattr(run_module, "measure", lambda task, *_: order.append(task.name))
+    monkeypatch.setattr(run_module, "measure_ahead", lambda task, *_: order.append(task.name))
 
     def nothing(*_: object, **__: object) -> list[Trial]:
         order.append("run")

@@ -23,7 +23,7 @@ from lowbit.pilot.record import Kpi, LatencyRow, Limits, RepeatRow, Requirement,
 from lowbit.pilot.run import run_pilot, tasks_of
 from lowbit.pilot.sections.budgets import BudgetsSpec
 from lowbit.pilot.spec import PilotSpec, load_spec
-from lowbit.pilot.trial import Task
+from lowbit.pilot.task import Task
 
 NETWORK = """
 import torch

@@ -28,7 +28,7 @@ from lowbit.layers import weighted_layers
 from lowbit.methods.curves.paths import Fold, Snake
 from lowbit.methods.curves.run import curve_output
 from lowbit.pilot import compared as controls
-from lowbit.pilot import curved, trial
+from lowbit.pilot import curved, making
 from lowbit.pilot.record import ComparedRow, OutputRow, Run, Trial, read
 from lowbit.pilot.run import run_pilot
 from lowbit.pilot.sections.output import OutputSpec
@@ -465,7 +465,7 @@ def test_an_output_goes_on_where_it_was(copied: tuple[Path, Path], monkeypatch: 
     shutil.rmtree(folder / "variants/snake")
     rewrite(project, variants=[SNAKE])
     with monkeypatch.context() as patch:
-        patch.setattr(trial, "post_train", interrupted)
+        patch.setattr(making, "post_train", interrupted)
         with pytest.raises(KeyboardInterrupt):
             measure(project, folder)
     kept = folder / "variants/snake/output"

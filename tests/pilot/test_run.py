@@ -32,6 +32,7 @@ from lowbit.pilot import trial as pilot_trial
 from lowbit.pilot.record import Run, Trial, read
 from lowbit.pilot.run import run_pilot, tasks_of
 from lowbit.pilot.spec import PilotSpec, load_spec
+from lowbit.pilot.task import Task
 from lowbit.report.page import render
 
 NETWORK = """
@@ -276,7 +277,7 @@ def test_only_what_changed_is_measured_again(
     project, folder = copied
     measured: list[str] = []
 
-    def note(task: pilot_trial.Task, *args: object, **keywords: object) -> Trial:
+    def note(task: Task, *args: object, **keywords: object) -> Trial:
         measured.append(task.name)
         return Trial(task.name, None, task.fingerprint, "failed", error="noted")
 
@@ -292,7 +293,7 @@ def test_own_metric_is_noticed_when_edited(copied: tuple[Path, Path], monkeypatc
     rewrite(project, kpi={"metric": "metric.py:closeness", "minimum": 0.8}, variants=PILOT["variants"][:1])
     prints: list[str] = []
 
-    def note(task: pilot_trial.Task, *args: object, **keywords: object) -> Trial:
+    def note(task: Task, *args: object, **keywords: object) -> Trial:
         prints.append(task.fingerprint)
         return Trial(task.name, None, task.fingerprint, "failed")
 

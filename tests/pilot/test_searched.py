@@ -26,14 +26,14 @@ from lowbit.costs import MeasuredCosts
 from lowbit.errors import ExportError
 from lowbit.export import measured
 from lowbit.methods.search.explore import Sample, read_samples
-from lowbit.pilot import examined, executor, searched, trial
+from lowbit.pilot import costing, examined, executor, searched
 from lowbit.pilot import run as run_module
 from lowbit.pilot.measured import fingerprint
 from lowbit.pilot.record import Run, SearchRow, Trial, read
 from lowbit.pilot.run import run_pilot
 from lowbit.pilot.sections.search import SearchSpec
 from lowbit.pilot.spec import load_spec
-from lowbit.pilot.trial import Task
+from lowbit.pilot.task import Settings, Sources, Task
 from lowbit.report.page import render
 from lowbit.training import loop
 from lowbit.training.samples import Augment
@@ -133,7 +133,7 @@ def pretending(monkeypatch: pytest.MonkeyPatch, **refused: str) -> Asked:
         asked.append((recipes, layers, how))
         return table(recipes, layers, refused)
 
-    monkeypatch.setattr(trial, "measure_formats", measured)
+    monkeypatch.setattr(costing, "measure_formats", measured)
     return asked
 
 
@@ -378,12 +378,12 @@ def test_rules_are_for_layers_that_are_not_searched(copied: tuple[Path, Path], m
 
 def test_batch_that_is_timed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     examples: list[Batch] = []
-    monkeypatch.setattr(trial, "measure_formats", lambda *given, **_: examples.append(given[4]))
+    monkeypatch.setattr(costing, "measure_formats", lambda *given, **_: examples.append(given[4]))
     few = data.from_arrays(np.arange(2 * 64, dtype=np.float32).reshape(2, 1, 8, 8))
     spec = SearchSpec.model_validate(SEARCH)
     task = Task("a", tmp_path, "0123", lb.Recipe(()), search=spec, batch=5)
     model = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3))
-    trial.measure(task, model, few, few, trial.Settings("accuracy", 0, "onnxruntime", 1, {}), progress=False)
+    costing.measure(task, model, Sources(few, few, few), Settings("accuracy", 0, "onnxruntime", 1, {}), progress=False)
     (timed,) = examples
     assert isinstance(timed, torch.Tensor)
     assert timed.shape == (5, 1, 8, 8)
@@ -401,7 +401,7 @@ def test_costs_are_measured_before_trials_run_side_by_side(
         order.append(task.name)
         raise lb.LowbitError("the runtime refuses it")
 
-    monkeypatch.setattr(run_module, "measure", measured_first)
+    monkeypatch.setattr(run_module, "measure_ahead", measured_first)
 
     def nothing(*_: object, **__: object) -> Iterator[Trial]:
         order.append("run")

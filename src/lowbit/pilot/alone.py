@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
-from typing import TYPE_CHECKING
 
 import torch
 from joblib import parallel_config
@@ -17,10 +16,8 @@ from threadpoolctl import threadpool_limits
 from lowbit import files
 from lowbit.pilot.locks import holding, take
 from lowbit.pilot.record import Trial
-
-if TYPE_CHECKING:
-    from lowbit.pilot.executor import Do, Shared
-    from lowbit.pilot.trial import Task
+from lowbit.pilot.shared import Do, Shared
+from lowbit.pilot.task import Task
 
 RETRIES = 2
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")  # for libraries that load later

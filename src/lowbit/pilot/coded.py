@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -36,14 +36,12 @@ from lowbit.methods.discrimination.heads import (
 from lowbit.methods.discrimination.linear import float_heads
 from lowbit.methods.discrimination.measure import discrimination
 from lowbit.methods.discrimination.packed import PackedKNeighborsClassifier, bytes_per_row
+from lowbit.methods.discrimination.theory import Code
 from lowbit.pilot import statistics
 from lowbit.pilot.record import FeaturesRow, HeadRow, Score, ThresholdRow
+from lowbit.pilot.sections.coding import FeaturesSpec, MadeFeaturesSpec
+from lowbit.pilot.task import Samples, Task
 from lowbit.pilot.trained import HEAD
-
-if TYPE_CHECKING:
-    from lowbit.methods.discrimination.theory import Code
-    from lowbit.pilot.sections.coding import FeaturesSpec, MadeFeaturesSpec
-    from lowbit.pilot.trial import Samples, Task
 
 NEIGHBORS = 5
 ROWS = 5000  # training rows at most among which neighbors are searched

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,12 +25,10 @@ from lowbit.methods.curves.measures import OutputErrors, confidence_curve, outpu
 from lowbit.methods.curves.paths import Fold
 from lowbit.pilot.curved import Curved
 from lowbit.pilot.record import CandidatePathRow, ComparedRow, ErrorsRow, OutputRow
+from lowbit.pilot.task import Task
 from lowbit.pilot.trained import OUTPUT, epoch_rows, finite, prepared
 from lowbit.post_training.levels import post_train
 from lowbit.quantization import freeze
-
-if TYPE_CHECKING:
-    from lowbit.pilot.trial import Task
 
 _FOLD = Fold(4)  # the control that needs no training
 _DRAWN = 2000  # points in the record

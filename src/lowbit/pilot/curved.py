@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,12 +23,10 @@ from lowbit.methods.curves.fit import shaped
 from lowbit.methods.curves.heads import Decoded, attach_decoder, deployed_points, wrap_head
 from lowbit.methods.curves.run import CurveOutput, curve_output
 from lowbit.methods.curves.tables import learned_table
+from lowbit.pilot.sections.output import CurveSpec, MadeOutputSpec
+from lowbit.pilot.task import Samples, Task
 from lowbit.pilot.trained import OUTPUT, WEIGHTS, prepared, warnings_kept
 from lowbit.post_training.levels import PostTraining
-
-if TYPE_CHECKING:
-    from lowbit.pilot.sections.output import CurveSpec, MadeOutputSpec
-    from lowbit.pilot.trial import Samples, Task
 
 _MEASURED = 16  # batches that a path is chosen by
 

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from torch import nn
 
 from lowbit.batches import Batches
 from lowbit.methods.distillation.run import Distillation, distill
 from lowbit.pilot.record import DistillationRow, RangeRow, Score, TeacherRow
+from lowbit.pilot.task import Task
 from lowbit.pilot.trained import epoch_rows, finite, prepared, warnings_kept
-
-if TYPE_CHECKING:
-    from lowbit.pilot.trial import Task
 
 
 def train(

@@ -21,9 +21,10 @@ from lowbit.costs import cost
 from lowbit.errors import LowbitError
 from lowbit.layers import weighted_layers
 from lowbit.methods.discrimination.linear import LIMIT
+from lowbit.pilot.costing import choices_of
 from lowbit.pilot.examined import VERIFIED
 from lowbit.pilot.fitting import sized
-from lowbit.pilot.outputs import BATCH, batch_size
+from lowbit.pilot.outputs import BATCH, batch_size, example
 from lowbit.pilot.passes import Watch
 from lowbit.pilot.plan import Step, TrialPlan
 from lowbit.pilot.run import REPEATS
@@ -31,7 +32,7 @@ from lowbit.pilot.sections.output import OutputSpec
 from lowbit.pilot.sections.search import SearchSpec
 from lowbit.pilot.sections.training import DistillSpec
 from lowbit.pilot.spec import PilotSpec
-from lowbit.pilot.trial import Samples, Task, choices_of, example
+from lowbit.pilot.task import Samples, Task
 from lowbit.post_training.levels import TUNING_STEPS, Level
 from lowbit.recipe import Recipe
 

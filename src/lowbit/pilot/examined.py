@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -22,14 +21,13 @@ from lowbit.methods.distillation.run import Distillation
 from lowbit.methods.search.run import Search
 from lowbit.pilot import coded, compared, curved, distilled, factorized, searched, statistics
 from lowbit.pilot.layered import layer_rows, notes_of
+from lowbit.pilot.making import Made
 from lowbit.pilot.outputs import BATCH, baseline, drawn, file_outputs, in_batches, model_outputs
 from lowbit.pilot.record import ObstacleRow, OutputRow, Score, Trial, VerificationRow
 from lowbit.pilot.statistics import Array
+from lowbit.pilot.task import Settings, Sources, Task
 from lowbit.post_training.segments import float_twin
 from lowbit.quantization import coverage
-
-if TYPE_CHECKING:
-    from lowbit.pilot.trial import Made, Settings, Sources, Task
 
 VERIFIED = 500  # samples compared layer by layer; predictions are compared on all
 

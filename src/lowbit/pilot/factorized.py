@@ -13,7 +13,7 @@ import glob
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -30,12 +30,10 @@ from lowbit.methods.factorization.run import Factorization, factorize
 from lowbit.methods.factorization.variants import chain_variants
 from lowbit.pilot.measured import Choices, decide, fingerprint
 from lowbit.pilot.record import FactorizationRow, FactorizedLayerRow, SpentRow
+from lowbit.pilot.sections.factorize import FactorizeSpec
+from lowbit.pilot.task import Task
 from lowbit.pilot.trained import finite, prepared
 from lowbit.recipe import Recipe
-
-if TYPE_CHECKING:
-    from lowbit.pilot.sections.factorize import FactorizeSpec
-    from lowbit.pilot.trial import Task
 
 
 def choices(task: Task, model: nn.Module, example: Batch) -> Choices:

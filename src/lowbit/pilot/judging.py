@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from lowbit.pilot import statistics, targets
 from lowbit.pilot.record import LatencyRow, RepeatRow, Run, SearchRow, Trial
-
-if TYPE_CHECKING:
-    from lowbit.pilot.spec import PilotSpec, RuntimeSpec
-    from lowbit.pilot.trial import Task
+from lowbit.pilot.spec import PilotSpec, RuntimeSpec
+from lowbit.pilot.task import Task
 
 
 def assemble(

@@ -6,16 +6,13 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING
 
 from torch import nn
 
 from lowbit.costs import MeasuredCosts
+from lowbit.pilot.sections.search import BudgetSpec
+from lowbit.pilot.task import Task
 from lowbit.recipe import Recipe
-
-if TYPE_CHECKING:
-    from lowbit.pilot.sections.search import BudgetSpec
-    from lowbit.pilot.trial import Task
 
 
 @dataclass(frozen=True)

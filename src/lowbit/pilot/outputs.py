@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lowbit import files
-from lowbit.batches import Batches, call, output_tensor
+from lowbit.batches import Batches, call, output_tensor, resized
 from lowbit.errors import DataError
 from lowbit.export.codes import feed_of
 from lowbit.export.runtime import open_session
 from lowbit.pilot.statistics import Array
+from lowbit.pilot.task import Samples, Settings
 from lowbit.progress import track
-
-if TYPE_CHECKING:
-    from lowbit.pilot.trial import Samples, Settings
 
 BATCH = 100
 
@@ -73,3 +70,8 @@ def in_batches(data: Samples) -> Batches:
 def batch_size(data: Samples) -> int:
     """Samples a batch: at least eight batches where there are as many samples, because some are held out."""
     return max(1, min(BATCH, len(data) // 8))
+
+
+def example(data: Samples, size: int) -> Tensor | dict[str, Tensor]:
+    """A batch of the first inputs; they are repeated where there are fewer."""
+    return resized(next(iter(data.batches(size))), size)

@@ -11,7 +11,8 @@ from torch import nn
 
 from lowbit.batches import call, output_tensor
 from lowbit.errors import LowbitError
-from lowbit.pilot.trial import Samples, Task, example
+from lowbit.pilot.outputs import example
+from lowbit.pilot.task import Samples, Task
 from lowbit.quantization import calibrate, quantize
 from lowbit.recipe import Recipe
 

@@ -15,14 +15,17 @@ from torch import nn
 from lowbit import files
 from lowbit.batches import shapes_of
 from lowbit.errors import LowbitError, RecipeError
+from lowbit.pilot.costing import choices_of
 from lowbit.pilot.estimates import Ground
 from lowbit.pilot.fitting import mismatches, opening, tried, unfit_outputs, unwritable
+from lowbit.pilot.outputs import example
 from lowbit.pilot.passes import Watch
 from lowbit.pilot.plan import Plan, size
 from lowbit.pilot.run import tasks_of
 from lowbit.pilot.spec import PilotSpec, load_spec, problems_of
 from lowbit.pilot.statistics import check_metric
-from lowbit.pilot.trial import Samples, Task, choices_of, example, finished, threads
+from lowbit.pilot.task import Samples, Task
+from lowbit.pilot.trial import finished, threads
 
 
 class PlanError(RecipeError):

@@ -7,7 +7,6 @@ import queue
 import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from typing import TYPE_CHECKING
 
 from joblib import Parallel, delayed
 from joblib.externals.loky import ProcessPoolExecutor
@@ -17,10 +16,8 @@ from lowbit import files
 from lowbit.errors import DataError
 from lowbit.pilot.alone import RETRIES, THREADS, alone, given_up
 from lowbit.pilot.record import Trial
-
-if TYPE_CHECKING:
-    from lowbit.pilot.executor import Do, Shared
-    from lowbit.pilot.trial import Task
+from lowbit.pilot.shared import Do, Shared
+from lowbit.pilot.task import Task
 
 
 class _Process:

@@ -45,12 +45,15 @@ from lowbit.costs import Latency
 from lowbit.errors import DataError, LowbitError, TrainingError
 from lowbit.export.codes import feed_of
 from lowbit.export.runtime import Session, open_session
-from lowbit.pilot import coded, executor, statistics, targets
-from lowbit.pilot.executor import Imports, Shared
+from lowbit.pilot import executor, statistics, targets
+from lowbit.pilot.costing import measure_ahead
 from lowbit.pilot.judging import assemble, standing
+from lowbit.pilot.outputs import example
 from lowbit.pilot.record import LatencyRow, Limits, Provenance, Run, Timings, Trial, read
+from lowbit.pilot.shared import Imports, Shared
 from lowbit.pilot.spec import PilotSpec, Variant
-from lowbit.pilot.trial import Samples, Settings, Task, example, finished, measure, run_trial
+from lowbit.pilot.task import Samples, Settings, Sources, Task
+from lowbit.pilot.trial import finished, run_trial
 from lowbit.progress import track
 from lowbit.recipe import Recipe
 from lowbit.training.samples import crop_and_flip
@@ -118,7 +121,7 @@ def run_pilot(
                 run = earlier  # taken up again: it started when it first started
         files.write_json(folder / "run.json", asdict(run))
         imports = Imports((spec.model, metric), where)
-        shared = Shared(imports, model, calibration, train, test, settings, folder, name, versions)
+        shared = Shared(imports, model, Sources(calibration, train, test), settings, folder, name, versions)
         trials = _trials(tasks, shared, jobs, say, progress)
         return assemble(run, spec, tasks, trials, _latencies(run, tasks, trials, spec, test, folder, progress))
 
@@ -139,16 +142,9 @@ def _trials(tasks: list[Task], shared: Shared, jobs: int, say: Say, progress: bo
         do(tasks[:1])
     if jobs > 1 or executor.elsewhere():  # one after the other, while nothing else runs, because times count
         for task in tasks:
-            t = task
-            if (t.search or t.factorize) and t.name not in done:
+            if (task.search or task.factorize) and task.name not in done:
                 with contextlib.suppress(LowbitError):  # which the trial meets again, and keeps
-                    network = shared.model
-                    if t.features:
-                        bits, t = coded.give(
-                            t, network, shared.train, seed=shared.settings.seed if t.seed is None else t.seed
-                        )
-                        network = bits.model
-                    measure(t, network, shared.calibration, shared.test, shared.settings, progress)
+                    measure_ahead(task, shared.model, shared.data, shared.settings, progress)
     do(tasks[1:])
     return [done[t.name] for t in tasks]
 
@@ -301,12 +297,11 @@ def summary(trial: Trial) -> str:
     """A trial in one line."""
     if trial.score is None:
         return f"{trial.name:<16} failed: {trial.error}"
-    return f"{trial.name:<16} {trial.score.value:.4f}  {trial.file_bytes / 1e6:.3f} MB  {trial.seconds:.0f} s"
+    return f"{trial.name:<16} {trial.score.value:.5g}  {trial.file_bytes / 1e6:.3f} MB  {trial.seconds:.0f} s"
 
 
 def _do(task: Task, shared: Shared, progress: bool) -> Trial:
-    its = shared
-    return run_trial(task, its.model, its.calibration, its.test, its.settings, train=its.train, progress=progress)
+    return run_trial(task, shared.model, shared.data, shared.settings, progress=progress)
 
 
 def _latencies(

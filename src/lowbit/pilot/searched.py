@@ -7,7 +7,6 @@ bytes of the file, and so that choices which the runtime cannot run are left out
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -22,11 +21,9 @@ from lowbit.methods.search.run import Search, search
 from lowbit.methods.search.space import space_of
 from lowbit.pilot.measured import Choices, fingerprint
 from lowbit.pilot.record import PointRow, ReasonRow, Score, SearchRow
+from lowbit.pilot.task import Task
 from lowbit.pilot.trained import epoch_rows, finite, prepared, warnings_kept
 from lowbit.recipe import Rule
-
-if TYPE_CHECKING:
-    from lowbit.pilot.trial import Task
 
 _WINDOWS = 20  # of the samples, to show how the policy moved
 

@@ -14,15 +14,12 @@ import shutil
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from lowbit import files
 from lowbit.errors import TrainingWarning
 from lowbit.pilot.record import EpochRow
+from lowbit.pilot.task import Task
 from lowbit.training.keeping import Epoch
-
-if TYPE_CHECKING:
-    from lowbit.pilot.trial import Task
 
 _LOGS = ("log.jsonl", "samples.jsonl")
 _FINGERPRINT = "fingerprint"  # of what the checkpoints are of

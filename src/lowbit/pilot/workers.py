@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from joblib import Parallel, delayed, parallel_config
 
@@ -26,10 +26,8 @@ from lowbit import files
 from lowbit.errors import DataError, LowbitError
 from lowbit.pilot.alone import RETRIES, alone, given_up
 from lowbit.pilot.record import Trial
-
-if TYPE_CHECKING:
-    from lowbit.pilot.executor import Do, Shared
-    from lowbit.pilot.trial import Task
+from lowbit.pilot.shared import Do, Shared
+from lowbit.pilot.task import Task
 
 SEEN_WITHIN = 3.0  # seconds until a shared folder shows a new file everywhere
 
