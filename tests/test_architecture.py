@@ -12,7 +12,9 @@ import lowbit
 
 ROOT = Path(lowbit.__file__).parent
 # a part may import only parts before it; a new part finds its place here first
-LEAVES = ["errors", "files", "progress", "batches", "inputs", "objectives", "drift", "compiled", "tracing"]
+LEAVES = [
+    *("errors", "files", "progress", "batches", "inputs", "objectives", "drift", "compiled", "tracing", "environment"),
+]
 ORDER = [
     *LEAVES,
     *("formats", "granularity", "kernels", "ops", "scales", "quantizer", "recipe", "layers", "graph", "quantization"),

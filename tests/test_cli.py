@@ -27,6 +27,8 @@ from lowbit import cli, files
 from lowbit.cli import options
 from lowbit.cli.shown import show_run, told
 from lowbit.errors import DataError
+from lowbit.export.onnx import manifest_entry
+from lowbit.pilot import outcomes
 from lowbit.pilot.record import CheckRow, Kpi, LatencyRow, Provenance, Run, Score, Trial
 from lowbit.report.figures import Metric
 
@@ -1063,9 +1065,25 @@ def test_a_pilot_file_can_be_watched(lowbit: Lowbit, folder: Path, tmp_path: Pat
     assert noted["same"] / noted["samples"] == trial["agreement"]["value"]
 
 
+def test_a_file_of_a_further_seed_names_the_samples_that_it_was_measured_on(
+    lowbit: Lowbit, folder: Path, tmp_path: Path
+) -> None:
+    """The pilot's seed draws them, for all seeds of a variant."""
+    data = {"calibration": {"source": "unlabeled.npz"}, "test": {"source": "data.npz", "limit": 100}}
+    trained = {"name": "w8a8", "weights": "int8", "activations": "int8", "distill": {"epochs": 1}}
+    pilot = save_pilot(folder / "drawn.yaml", data=data, seeds=[3, 4], variants=[trained])
+    assert lowbit("pilot", pilot, "--out", tmp_path).status == 0
+    file = tmp_path / "variants/w8a8/seeds/4/model.onnx"
+    entry: Any = manifest_entry(file)
+    section, base, seed = outcomes.noted_data(entry) or ("", "", -1)
+    test = options.noted_spec(section).open(Path(base), seed)
+    assert entry["provenance"]["test_data"] == test.hash
+    assert lowbit("compare", tmp_path / "variants/float/model.onnx", file, "--margin", "0.5").status == 0
+
+
 def test_functions_that_a_manifest_names_are_not_run() -> None:
     assert options.noted_spec({"source": "lowbit.data:digits_test"}).source == "lowbit.data:digits_test"
     assert options.noted_spec({"source": "test.npz"}).source == "test.npz"
-    for source in ("evil.py:run", "os:getcwd", "folder/x.py:f"):
+    for source in ("evil.py:run", "os:getcwd", "folder/x.py:f", "lowbit.evil.py:run", "lowbit.files:resolve"):
         with pytest.raises(DataError, match="functions of a manifest are not run; give --data"):
             options.noted_spec({"source": source})

@@ -200,6 +200,26 @@ def test_what_cannot_be_loaded(encoder: Path, tmp_path: Path, monkeypatch: pytes
         models.load(f"hf:{folder}")
 
 
+def test_code_in_a_folder_is_not_run_and_nobody_is_asked(
+    encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers would ask on the terminal whether to run it."""
+    folder = shutil.copytree(encoder, tmp_path / "own")
+    (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nfrom transformers import *\n")
+    for name in ("config.json", "tokenizer_config.json"):
+        said = json.loads((folder / name).read_text())
+        said["auto_map"] = {"AutoModel": "evil.Own", "AutoConfig": "evil.Own", "AutoTokenizer": ["evil.Own", None]}
+        (folder / name).write_text(json.dumps(said | {"model_type": "own", "tokenizer_class": "Own"}))
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    for use in (
+        lambda: huggingface.load(f"hf:{folder}"),
+        lambda: huggingface.tokenize(f"hf:{folder}", ["w1"], 4),
+    ):
+        with pytest.raises(DataError, match="cannot be"):
+            use()
+    assert not (tmp_path / "ran").exists()
+
+
 def test_preprocessing(resnet: Path) -> None:
     section = {"size": [8, 8], "scale": 16.0, "mean": [0.0], "std": [1.0]}
     assert huggingface.preprocessing(f"hf:{resnet}") == section

@@ -30,6 +30,7 @@ from lowbit.tracing import trace_on
 
 PREFIX = "hf:"
 TEXT_INPUTS = ("input_ids", "attention_mask")
+_LOCAL = {"local_files_only": True, "trust_remote_code": False}  # nor is anybody asked whether to run code
 Kind = Literal["embedder", "text classifier", "image classifier"]
 Pooling = Literal["mean", "cls", "max"]
 _POOLINGS: dict[str, Pooling] = {
@@ -161,7 +162,7 @@ def tokenize(reference: str, texts: list[str], length: int, folder: Path | None 
     """
     path = local_folder(reference, folder)
     try:
-        tokenizer = _transformers().AutoTokenizer.from_pretrained(path, local_files_only=True)
+        tokenizer = _transformers().AutoTokenizer.from_pretrained(path, **_LOCAL)
         tokens = tokenizer(texts, padding="max_length", truncation=True, max_length=length, return_tensors="np")
         return {name: np.asarray(tokens[name], dtype=np.int64) for name in TEXT_INPUTS}
     except Exception as error:  # a folder from outside may hold anything
@@ -227,7 +228,7 @@ def _read(kind: Any, path: Path, reference: str) -> nn.Module:
         try:
             with _quiet():
                 network: nn.Module = kind.from_pretrained(
-                    path, local_files_only=True, use_safetensors=True, attn_implementation=attention, dtype="float32"
+                    path, **_LOCAL, use_safetensors=True, attn_implementation=attention, dtype="float32"
                 )
         except Exception as error:  # a folder from outside may hold anything
             if attention == "sdpa" and "scaled_dot_product_attention" in str(error):

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lowbit.export.advice import Obstacle, Processor, Wiring, obstacles
+from lowbit.environment import Processor
+from lowbit.export.advice import Obstacle, Wiring, obstacles
 from lowbit.export.onnx import export_onnx, manifest_entry
 from lowbit.export.runtime import RuntimeName, open_session
 from lowbit.export.verify import Verification, verify

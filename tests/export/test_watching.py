@@ -118,6 +118,40 @@ def change(path: Path, **section: object) -> None:
 # What is counted
 
 
+class OneOutput(Network):
+    """The leaning to class 0 of two, as a logit or a probability."""
+
+    def __init__(self, probability: bool) -> None:
+        super().__init__()
+        self.load_state_dict(MODEL.state_dict())
+        self.probability = probability
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[N, 1]`."""
+        classes = super().forward(x)
+        leaning = classes[:, :1] - classes[:, 1:2]
+        return torch.sigmoid(leaning) if self.probability else leaning
+
+
+@pytest.mark.parametrize("probability", [False, True])
+def test_a_single_output_is_read_alike_in_any_batches(probability: bool, tmp_path: Path) -> None:
+    """A logit between 0 and 1, alone in its batch, looks like a probability; the manifest says what outputs are."""
+    model = OneOutput(probability).eval()
+    student = quantize(model, Recipe.uniform("int8", "int8"))
+    calibrate(student, parts(OLD), progress=False)
+    made = export_onnx(student, tmp_path / "m.onnx", OLD[:2])
+    verify(made, [*torch.split(OLD[:20], 1), OLD[20:]], float_model=model, progress=False)
+    output = profile_of(made.path).output
+    assert output.probability is probability
+    floats = export_onnx(model, tmp_path / "floats" / "m.onnx", OLD[:2]).path
+    with torch.no_grad():
+        ones = int((model(OLD)[:, 0] > (0.5 if probability else 0.0)).sum())
+    assert dict(zip(output.classes, output.counts, strict=True))[1] == pytest.approx(ones, abs=4)
+    some = OLD[(model(OLD)[:, 0] > 0.1).nonzero()[:60, 0]] if not probability else OLD[:60]
+    every = [watch(made.path, torch.split(some, size), reference=floats, progress=False) for size in (1, 60)]
+    assert str(every[0]) == str(every[1])
+
+
 @pytest.mark.parametrize("activations", ["int8", "int4", "int16"])
 def test_clipping_and_shares_are_what_numpy_counts(activations: str, tmp_path: Path) -> None:
     """The reference quantizes with numpy, outside of lowbit's graph, what the float input of the first layer is."""

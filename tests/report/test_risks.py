@@ -260,6 +260,11 @@ RUNS: dict[str, tuple[Run, str, risks.Severity]] = {
         "high",
     ),
     "machine": (replace(AROUND, trials=(FLOAT, SLOW)), "no variant is faster than float on this machine", "medium"),
+    "processor": (
+        replace(AROUND, trials=(FLOAT, replace(CLEAN, processor="another"))),
+        "not all files were scored on this machine's processor",
+        "low",
+    ),
     "failed": (replace(AROUND, trials=(FLOAT, CLEAN, FAILED)), "1 variant failed", "low"),
 }
 

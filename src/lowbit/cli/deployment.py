@@ -112,17 +112,17 @@ def verify(
     """
     from lowbit.export.onnx import existing, manifest_entry
     from lowbit.export.verify import verify as check
+    from lowbit.pilot.outcomes import noted_data
 
-    checked, noted = runtime_named(runtime), manifest_entry(existing(file)).get("provenance")
-    provenance = noted if isinstance(noted, dict) else {}
-    seed = provenance.get("seed")
+    checked, noted = runtime_named(runtime), noted_data(manifest_entry(existing(file)))
+    section, folder, seed = noted or (None, "", 0)
     if data is not None:
         spec, base = data_spec(data)
-    elif "data" in provenance:
-        spec, base = noted_spec(provenance["data"]), Path(str(provenance.get("data_folder", ".")))
+    elif noted is not None:
+        spec, base = noted_spec(section), Path(folder)
     else:
         raise DataError(f"the manifest of {str(file)!r} does not name its data; give --data")
-    samples = spec.open(base, seed if isinstance(seed, int) else 0)
+    samples = spec.open(base, seed)
     samples = samples.take(limit, 0) if len(samples) > limit else samples
     batches = samples.batches(100)
     result = check(file, batches, runtime=checked, reference=batches if renew else None)

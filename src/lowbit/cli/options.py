@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from lowbit.data import Data
     from lowbit.pilot.spec import DataSpec
 
+_EXAMPLES = ("lowbit.data:digits_train", "lowbit.data:digits_test")
 DATA = "npz, Parquet glob, image folder, module:function, or a YAML file with a data section."
 Out = Annotated[Path | None, typer.Option("--out", help="Folder to write; default runs/<name>.")]
 Jobs = Annotated[int, typer.Option("--jobs", min=1, help="Variants at once, each in a process of its own.")]
@@ -61,14 +62,14 @@ def opened(spec: DataSpec, base: Path, seed: int, known: str = "") -> Data:
 def noted_spec(data: object) -> DataSpec:
     """A data section that a manifest names.
 
-    A manifest is a file from outside, and a function that it names would be run: only lowbit's own are.
+    A manifest is a file from outside, and a function that it names would be run: only lowbit's examples are.
 
     Raises:
         DataError: it names another function.
         RecipeError: it is no data section.
     """
     spec = validated_data(data, "manifest.json")
-    if ":" in spec.source and not spec.source.startswith("lowbit."):
+    if ":" in spec.source and spec.source not in _EXAMPLES:
         raise DataError(
             f"the manifest names the function {spec.source!r} as its data, and functions of a manifest are not run; "
             f"give --data {spec.source} if you trust it"

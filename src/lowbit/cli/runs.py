@@ -152,6 +152,7 @@ def _pilot(
     provenance = {
         "data": spec.data.test.model_dump(mode="json", exclude_defaults=True),
         "data_folder": str(base.resolve()),
+        "data_seed": spec.seed,
     }
     with resumable(), workers.cluster(cluster):
         run = run_pilot(

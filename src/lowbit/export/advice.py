@@ -8,16 +8,15 @@ small (or depthwise) for integers to pay off, and a processor without dot produc
 from __future__ import annotations
 
 import math
-import platform
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import onnx
 from onnx import TensorProto, helper, shape_inference
 
+from lowbit.environment import Processor
 from lowbit.export.runtime import Session
 
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "MatMulNBits")
@@ -42,22 +41,6 @@ class Obstacle:
     def __str__(self) -> str:
         shown = ", ".join(self.where[:4]) + (f" and {len(self.where) - 4} more" if len(self.where) > 4 else "")
         return f"{shown}: {self.what}; {self.remedy}" if shown else f"{self.what}; {self.remedy}"
-
-
-@dataclass(frozen=True)
-class Processor:
-    """A machine type such as ``x86_64``, and its features; none where the system does not tell."""
-
-    machine: str
-    features: frozenset[str]
-
-
-def this_processor() -> Processor:
-    """The processor of this machine, from Linux's /proc/cpuinfo."""
-    info = Path("/proc/cpuinfo")
-    text = info.read_text(encoding="utf-8", errors="replace") if info.exists() else ""
-    found = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)
-    return Processor(platform.machine(), frozenset(found[1].split()) if found else frozenset())
 
 
 class Wiring:

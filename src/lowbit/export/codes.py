@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -16,21 +15,6 @@ from lowbit.errors import DataError
 from lowbit.export.runtime import Array, Session, arrays
 
 _READ_CODES = ("DequantizeLinear", "Cast")  # a cast where codes are what is wanted, as in a table
-
-
-def predictions(outputs: np.ndarray[Any, Any], like: np.ndarray[Any, Any] | None = None) -> np.ndarray[Any, Any]:
-    """The predicted class of each sample, `[N]`: the largest of its outputs, or whether a single one is large.
-
-    A single output is a logit, large above 0, or a probability, large above 0.5: a probability if all lie in [0, 1],
-    where the sign would tell nothing. `like` are the outputs that this is read from, those themselves by default: give
-    the reference's where two are compared, so that both are read alike.
-    """
-    rows = outputs.reshape(len(outputs), -1).astype(np.float32)
-    if rows.shape[1] > 1:
-        return np.asarray(rows.argmax(1))
-    known = outputs if like is None else like
-    probability = bool(((known >= 0) & (known <= 1)).all())
-    return np.asarray(rows[:, 0] > (0.5 if probability else 0.0))
 
 
 def feed_of(batch: Batch, session: Session) -> dict[str, Array]:

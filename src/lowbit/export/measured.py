@@ -35,12 +35,13 @@ from torch import nn
 from lowbit import files
 from lowbit.batches import Batch, Batches
 from lowbit.costs import MeasuredCosts
+from lowbit.environment import versions
 from lowbit.errors import CalibrationError, DataError, ExportError, LayerError, LowbitError, RecipeError
 from lowbit.export.codes import feed_of
 from lowbit.export.onnx import export_onnx
 from lowbit.export.owners import Parts
 from lowbit.export.runtime import Array, RuntimeName, Session, open_session
-from lowbit.export.tables import about_of, keep, kept, operations_of, shapes_of, structure_of, versions
+from lowbit.export.tables import about_of, keep, kept, operations_of, shapes_of, structure_of
 from lowbit.layers import weighted_layers
 from lowbit.progress import track
 from lowbit.quantization import calibrate, quantize

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from lowbit import files
 from lowbit.batches import Batch, call, inputs_of
 from lowbit.costs import cost
+from lowbit.environment import versions
 from lowbit.errors import DataError, ExportError, VerificationError
 from lowbit.export.capture import capture
 from lowbit.export.qdq import BlockActivations, lower
 from lowbit.quantization import Origin, coverage, freeze, origin
 
 MANIFEST = "manifest.json"
-_PACKAGES = ("lowbit", "torch", "onnx", "onnxruntime", "onnxscript", "numpy")
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def export_onnx(
         "opset": opset,
         "block_kernels": block_kernels,
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "versions": {name: version(name) for name in _PACKAGES},
+        "versions": versions(),
         "recipe": noted.recipe.to_dict() if noted else None,
         "calibration": _calibration(noted) if noted else None,
         "steps": list(noted.steps) if noted else [],

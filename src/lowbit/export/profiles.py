@@ -25,7 +25,8 @@ from typing_extensions import Self
 from lowbit.batches import Batch, Batches, call, inputs_of, output_tensor, size_of
 from lowbit.drift import Means, Shares
 from lowbit.errors import DataError, LowbitError
-from lowbit.export.codes import CodeRange, code_ranges, code_tensors, feed_of, predictions
+from lowbit.export.codes import CodeRange, code_ranges, code_tensors, feed_of
+from lowbit.export.predicted import Predictions
 from lowbit.export.runtime import Array, RuntimeName, Session
 from lowbit.progress import track
 
@@ -117,6 +118,7 @@ class OutputProfile(BaseModel):
         others: how often all other classes came.
         edges: deciles of the margin; of an only output, its deciles.
         margins: how often it came below, between and from the edges on, one count more than edges.
+        probability: of an only output, whether it was read as a probability, and not as a logit.
     """
 
     model_config = _STRICT
@@ -126,6 +128,7 @@ class OutputProfile(BaseModel):
     others: NonNegativeInt
     edges: tuple[FiniteFloat, ...]
     margins: tuple[NonNegativeInt, ...]
+    probability: bool | None = None
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -306,9 +309,7 @@ class Profiler:
         self.names, self.runtime, self.float_model = code_tensors(graph), runtime, float_model
         self.tensors = {name: TensorCounts(codes) for name, codes in code_ranges(graph, self.names).items()}
         self.inputs: dict[str, _InputMeans] = {}
-        self.classes: Counter[int] = Counter()
-        self.agreeing = 0
-        self.single = False  # whether there is one output a sample
+        self.predicted, self.wanted = Predictions(), Predictions()
         self._margins: list[Floats] = []
 
     @property
@@ -344,14 +345,11 @@ class Profiler:
         for name, x in [*(("input", a) for a in args), *kwargs.items()]:
             if x.is_floating_point() and x.numel():
                 self.inputs.setdefault(name, _InputMeans()).add(x)
-        self.single = output.size == len(output)
-        predicted = predictions(output)
-        self.classes.update(predicted.astype(int).tolist())
+        self.predicted.add(output)
         self._margins.append(_margins(output))
         if self.float_model is not None:
             with torch.no_grad():
-                wanted = predictions(output_tensor(call(self.float_model, batch)).cpu().numpy())
-            self.agreeing += int((predicted == wanted).sum())
+                self.wanted.add(output_tensor(call(self.float_model, batch)).cpu().numpy())
 
     def margins(self) -> Floats:
         """By how much the predicted class was ahead, of each sample, `[n]`.
@@ -375,7 +373,11 @@ class Profiler:
         """
         margins = self.margins()
         edges = sorted(set(_digits(np.quantile(margins, np.arange(1, 10) / 10), 6)))
-        most = self.classes.most_common(_CLASSES)
+        probability = self.predicted.probability() if self.float_model is None else self.wanted.probability()
+        found = self.predicted.classes(probability=probability)
+        counts = Counter(found.tolist())
+        most = counts.most_common(_CLASSES)
+        same = int((found == self.wanted.classes()).sum()) if self.float_model is not None else 0
         lower = {name: np.tril_indices(len(seen.means().mean)) for name, seen in self.inputs.items()}
         return Profile(
             samples=len(margins),
@@ -391,11 +393,12 @@ class Profiler:
             output=OutputProfile(
                 classes=tuple(one for one, _ in most),
                 counts=tuple(count for _, count in most),
-                others=self.classes.total() - sum(count for _, count in most),
+                others=counts.total() - sum(count for _, count in most),
                 edges=tuple(edges),
                 margins=tuple(binned(margins, edges)),
+                probability=probability if self.predicted.single else None,
             ),
-            agreement=None if self.float_model is None else Agreement(same=self.agreeing, samples=len(margins)),
+            agreement=None if self.float_model is None else Agreement(same=same, samples=len(margins)),
         )
 
 

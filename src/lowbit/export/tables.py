@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import inspect
-import platform
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -20,15 +19,9 @@ from torch import Tensor, nn
 from lowbit import files, graph
 from lowbit.batches import Batch, call, inputs_of, size_of
 from lowbit.costs import MeasuredCosts
+from lowbit.environment import this_processor
 from lowbit.errors import DataError
 from lowbit.export.runtime import RuntimeName
-
-_PACKAGES = ("lowbit", "torch", "onnxscript")  # what writes the files
-
-
-def versions() -> dict[str, str]:
-    """The versions of what writes the files."""
-    return {name: version(name) for name in _PACKAGES}
 
 
 def about_of(runtime: RuntimeName, threads: int, example: Batch) -> dict[str, str | int]:
@@ -38,15 +31,8 @@ def about_of(runtime: RuntimeName, threads: int, example: Batch) -> dict[str, st
         "version": version(runtime) if find_spec(runtime) else "not installed",
         "threads": threads,
         "batch": size_of(example),
-        "processor": _processor(),
+        "processor": str(this_processor()),
     }
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    text = info.read_text(encoding="utf-8", errors="replace") if info.exists() else ""
-    found = re.search(r"^model name\s*:\s*(.*)$", text, re.MULTILINE)
-    return found[1] if found else platform.processor() or platform.machine()
 
 
 def operations_of(model: nn.Module, layers: Mapping[str, nn.Module], example: Batch) -> dict[str, str]:

@@ -39,10 +39,12 @@ from torch import Tensor, nn
 
 from lowbit import files
 from lowbit.batches import Batch, Batches, call, output_tensor, size_of
+from lowbit.environment import this_processor
 from lowbit.errors import DataError, DataWarning, LowbitError, VerificationError
-from lowbit.export.advice import LAYERS, Obstacle, Wiring, computes_on_int8_blocks, obstacles, this_processor, why_float
-from lowbit.export.codes import code_tensors, feed_of, levels_of, predictions, reading_codes, without_int8_blocks
+from lowbit.export.advice import LAYERS, Obstacle, Wiring, computes_on_int8_blocks, obstacles, why_float
+from lowbit.export.codes import code_tensors, feed_of, levels_of, reading_codes, without_int8_blocks
 from lowbit.export.onnx import Exported, described, note
+from lowbit.export.predicted import Predictions
 from lowbit.export.profiles import Profiler
 from lowbit.export.runtime import Array, RuntimeName, Session, open_session
 from lowbit.inputs import InputStatistics, InputWatch, differences
@@ -78,9 +80,9 @@ class Verification:
     """How a file ran: `tensors` in the order of the graph; `layers` maps each layer to the kernel that really ran.
 
     `stayed_float` lists layers that do not run on integers, each with the reason. `same_prediction` compares the
-    largest output of each sample, a single one as `lowbit.export.codes.predictions` reads it. `mean_output_difference`
-    is what the stretch behind the last codes adds, in 1/256 of the outputs' range. `obstacles` say why the file is not
-    faster, and `unlike_calibration` how inputs differ from those that calibrated.
+    largest output of each sample, a single one as `lowbit.export.predicted.Predictions` reads it.
+    `mean_output_difference` is what the stretch behind the last codes adds, in 1/256 of the outputs' range. `obstacles`
+    say why the file is not faster, and `unlike_calibration` how inputs differ from those that calibrated.
     """
 
     runtime: str
@@ -186,7 +188,8 @@ def _verify(
     plain = open_session(path, runtime=runtime, threads=threads)
     kept = isinstance(exported, Exported) or reference is not None or not entry.get("watch")
     profiler = Profiler(graph, runtime, float_model)
-    samples, same, largest = 0, 0, 0.0
+    samples, largest = 0, 0.0
+    predicted, wanted = Predictions(), Predictions()
     with tempfile.TemporaryDirectory() as folder:
         compared = without_int8_blocks(path, Path(folder, "float_blocks.onnx"))
         float_blocks = plain if compared == path else open_session(compared, runtime=runtime, threads=threads)
@@ -212,7 +215,8 @@ def _verify(
             in_float = got if float_blocks is plain else float_blocks.run(feed)[0]
             unread.add(in_float, by_tensor[plain.outputs[0]])
             blocks.add(got, in_float)
-            same += int((predictions(got, want) == predictions(want)).sum())
+            predicted.add(got)
+            wanted.add(want)
             largest = max(largest, float(np.abs(got.astype(np.float64) - want.astype(np.float64)).max()))
             samples += size_of(batch)
             if kept and reference is None:
@@ -225,7 +229,7 @@ def _verify(
     result = Verification(
         runtime,
         samples,
-        same / samples,
+        float((predicted.classes(probability=wanted.probability()) == wanted.classes()).mean()),
         largest,
         tuple(check.result() for check in checks.values()),
         layers,

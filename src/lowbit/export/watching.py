@@ -15,6 +15,7 @@ from many.
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from dataclasses import replace as replaced
@@ -38,8 +39,9 @@ from lowbit.drift import (
 )
 from lowbit.errors import DataError
 from lowbit.export.advice import LAYERS, Wiring
-from lowbit.export.codes import predictions, reading_codes, without_int8_blocks
+from lowbit.export.codes import reading_codes, without_int8_blocks
 from lowbit.export.onnx import described, existing, note
+from lowbit.export.predicted import Predictions
 from lowbit.export.profiles import Agreement, OutputProfile, Profile, Profiler, TensorCounts, TensorProfile, binned, ran
 from lowbit.export.runtime import RuntimeName, open_session
 from lowbit.progress import track
@@ -190,7 +192,7 @@ def watch(
     executes = runtime or known.runtime
     graph = onnx.load(path).graph
     profiler = Profiler(graph, executes)
-    same = 0
+    wanted = Predictions()
     with tempfile.TemporaryDirectory() as folder:
         plain = without_int8_blocks(path, Path(folder, "float_blocks.onnx"))
         copy = reading_codes(plain, Path(folder, "watched.onnx"), forced=False)
@@ -201,12 +203,13 @@ def watch(
             output = by_tensor[session.outputs[0]]
             profiler.add(batch, {name: by_tensor[tensor] for name, tensor in profiler.names.items()}, output)
             if beside is not None:
-                wanted = ran(beside, batch)[0]
-                same += int((predictions(output, wanted) == predictions(wanted)).sum())
+                wanted.add(ran(beside, batch)[0])
     samples = len(profiler.margins())
     checks = [*_inputs(known, profiler), *_tensors(known, profiler, Wiring(graph)), *_outputs(known, profiler)]
     if beside is not None and known.agreement is not None:
-        checks.append(_agreement(known.agreement, same, samples, margin))
+        read = wanted.probability() if known.output.probability is None else known.output.probability
+        same = profiler.predicted.classes(probability=read) == wanted.classes(probability=read)
+        checks.append(_agreement(known.agreement, int(same.sum()), samples, margin))
     enough = min(samples, known.samples) >= ENOUGH
     judged = [
         replaced(check, alarm=enough and check.effect > check.limit and check.p * len(checks) < SURE)
@@ -303,7 +306,7 @@ def _outputs(known: Profile, profiler: Profiler) -> list[Check]:
     before, after = np.asarray(output.margins), np.asarray(binned(margins, output.edges))
     index = float(stability_index(before / n, after / m))
     middle, median = _median(output), float(np.median(margins))
-    what = "the output" if profiler.single else "the margin by which the predicted class leads"
+    what = "the output" if profiler.predicted.single else "the margin by which the predicted class leads"
     told = f"{what} has a stability index of {index:.2f} to what it was: its median is {median:.4g}"
     told += "" if middle is None else f", was {middle:.4g}"
     p = float(chi_squared(before / n, n, after / m, m))
@@ -313,7 +316,7 @@ def _outputs(known: Profile, profiler: Profiler) -> list[Check]:
 def _classes(output: OutputProfile, profiler: Profiler, samples: int) -> tuple[list[str], np.ndarray, np.ndarray]:
     """Names, and old and new counts, of the classes that are not too rare to be compared; the last are all others."""
     old = dict(zip(output.classes, output.counts, strict=True))
-    new = profiler.classes
+    new = Counter(profiler.predicted.classes(probability=output.probability).tolist())
     total = sum(output.counts) + output.others + new.total()
     kept = [one for one in old if (old[one] + new[one]) * samples >= _EXPECTED * total]
     before, after = [old[one] for one in kept], [new[one] for one in kept]

@@ -201,11 +201,14 @@ def _inputs(path: Path, session: Session, data: Data) -> tuple[int | None, dict[
 
 
 def noted_data(entry: Mapping[str, object]) -> tuple[object, str, int] | None:
-    """Section, folder and seed of the data that an entry of a manifest names, None if it names none."""
+    """Section, folder and seed of the data that an entry of a manifest names, None if it names none.
+
+    A variant of a pilot that has a seed of its own was measured on what the pilot's seed drew, which is ``data_seed``.
+    """
     provenance = entry.get("provenance")
     if not isinstance(provenance, dict) or "data" not in provenance:
         return None
-    seed = provenance.get("seed")
+    seed = provenance.get("data_seed", provenance.get("seed"))
     return provenance["data"], str(provenance.get("data_folder", ".")), seed if isinstance(seed, int) else 0
 
 

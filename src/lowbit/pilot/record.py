@@ -496,6 +496,7 @@ class Trial:
     repeats: tuple[RepeatRow, ...] = ()
     own: RepeatRow | None = None
     features: FeaturesRow | None = None
+    processor: str = ""  # that it was measured on; times are the run's
 
 
 @dataclass(frozen=True)

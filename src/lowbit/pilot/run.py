@@ -23,13 +23,10 @@ import hashlib
 import json
 import os
 import platform
-import re
 import shlex
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
-from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +37,13 @@ from pydantic import BaseModel
 from torch import nn
 
 from lowbit import files
-from lowbit.batches import Batch, call, output_tensor
+from lowbit.batches import Batch
 from lowbit.costs import Latency
+from lowbit.environment import this_processor, versions
 from lowbit.errors import DataError, LowbitError, TrainingError
 from lowbit.export.codes import feed_of
 from lowbit.export.runtime import Session, open_session
-from lowbit.pilot import executor, statistics, targets
+from lowbit.pilot import executor, identity, statistics, targets
 from lowbit.pilot.costing import measure_ahead
 from lowbit.pilot.judging import assemble, standing
 from lowbit.pilot.outputs import example
@@ -53,14 +51,13 @@ from lowbit.pilot.record import LatencyRow, Limits, Provenance, Run, Timings, Tr
 from lowbit.pilot.shared import Imports, Shared
 from lowbit.pilot.spec import PilotSpec, Variant
 from lowbit.pilot.task import Samples, Settings, Sources, Task
-from lowbit.pilot.trial import finished, run_trial
+from lowbit.pilot.trial import finished, run_trial, threads
 from lowbit.progress import track
 from lowbit.recipe import Recipe
 from lowbit.training.samples import crop_and_flip
 
 REPEATS = 100
 _TRAIN = ("distill", "search", "output", "features")  # parts of a variant that train
-_PACKAGES = ("lowbit", "torch", "onnx", "onnxruntime", "numpy")
 Say = Callable[[str], None]
 
 
@@ -104,14 +101,14 @@ def run_pilot(
     tasks, train = tasks_of(spec, model, calibration, test, folder, train=train, base=where)
     noted, costs = dict(provenance or {}), folder / "costs.json"
     settings = Settings(metric, spec.seed, runtime.name, runtime.threads, noted, where, costs)
-    weights_hash, versions = _weights_hash(model), _versions(runtime.name)
+    weights_hash, packages = identity.weights_hash(model), _versions(spec)
     folder.mkdir(parents=True, exist_ok=True)
     run = Run(
         spec.name,
         spec.model,
         spec.kpi.asked(),
         spec.model_dump(mode="json", exclude_defaults=True),
-        _provenance(spec, [calibration, test, *([] if train is calibration else [train])], weights_hash, versions),
+        _provenance(spec, [calibration, test, *([] if train is calibration else [train])], weights_hash, packages),
         limits=spec.budgets.limits() if spec.budgets else Limits(),
     )
     with executor.only(folder) as name:
@@ -121,7 +118,7 @@ def run_pilot(
                 run = earlier  # taken up again: it started when it first started
         files.write_json(folder / "run.json", asdict(run))
         imports = Imports((spec.model, metric), where)
-        shared = Shared(imports, model, Sources(calibration, train, test), settings, folder, name, versions)
+        shared = Shared(imports, model, Sources(calibration, train, test), settings, folder, name, packages)
         trials = _trials(tasks, shared, jobs, say, progress)
         return assemble(run, spec, tasks, trials, _latencies(run, tasks, trials, spec, test, folder, progress))
 
@@ -168,12 +165,11 @@ def tasks_of(
     trained_on, black = _training_data(spec, calibration, train, where)
     if test.labels is None and (named := next((v.name for v in spec.variants if v.features), None)):
         raise DataError(f"variant '{named}': features are judged by labels, and the test data has none; name them")
-    with torch.no_grad():
-        for samples in (calibration, test, trained_on):
-            output_tensor(call(model, next(iter(samples.batches(2)))))
-    asked_of: list[object] = [spec.model, _weights_hash(model), _code_hash(model, metric, where)]
-    asked_of += [calibration.hash, test.hash, metric]
-    beside = [runtime.name, runtime.threads, _versions(runtime.name)]
+    with threads(runtime.threads):
+        behavior = identity.behavior(model, [calibration, test, trained_on])
+    asked_of: list[object] = [spec.model, identity.weights_hash(model)]
+    asked_of += [identity.code_hash(model, [spec.model, metric], where), behavior, calibration.hash, test.hash, metric]
+    beside = [runtime.name, runtime.threads, _versions(spec)]
 
     def task(name: str, recipe: Recipe | None, seed: int = spec.seed, **how: Any) -> Task:
         asked = [recipe.to_dict() if recipe else None, how, *([trained_on.hash] if how.keys() & {*_TRAIN} else [])]
@@ -342,51 +338,18 @@ def _interleaved(sessions: dict[str, Session], inputs: Batch, what: str, progres
     return {n: Latency(float(q[1]), float(q[0]), float(q[2]), REPEATS) for n, q in quantiles.items()}
 
 
-def _weights_hash(model: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        if isinstance(value, torch.Tensor):  # as bytes, because NumPy has no bfloat16
-            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-        else:  # what the module itself adds
-            digest.update(repr(value).encode())
-    return digest.hexdigest()
+def _versions(spec: PilotSpec) -> dict[str, str]:
+    """Of the packages that the figures of a pilot depend on."""
+    return versions(spec.runtime.name, *(["transformers"] if spec.model.startswith("hf:") else []))
 
 
-def _code_hash(model: nn.Module, metric: str, folder: Path) -> str:
-    """Of what the weights leave out: the modules' structure, and the files in which they and the metric are written."""
-    names = {type(module).__module__ for module in model.modules()}
-    if ":" in metric:
-        names.add(files.resolve(metric, folder).__module__)
-    paths = {Path(getattr(sys.modules.get(name), "__file__", None) or "") for name in names}
-    structure = re.sub(r"0x[0-9a-f]+", "", repr(model))  # addresses change from run to run
-    content = [structure, *sorted(files.sha256(path) for path in paths if path.is_file())]
-    return hashlib.sha256("\n".join(content).encode()).hexdigest()
-
-
-def _versions(runtime: str) -> dict[str, str]:
-    names = [name for name in dict.fromkeys((*_PACKAGES, runtime)) if find_spec(name)]
-    return {"python": platform.python_version()} | {name: version(name) for name in names}
-
-
-def _provenance(spec: PilotSpec, every_data: list[Samples], weights_hash: str, versions: dict[str, str]) -> Provenance:
+def _provenance(spec: PilotSpec, every_data: list[Samples], weights_hash: str, packages: dict[str, str]) -> Provenance:
     return Provenance(
         command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         started=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         seed=spec.seed,
         data_hash=hashlib.sha256("".join(data.hash for data in every_data).encode()).hexdigest(),
         weights_hash=weights_hash,
-        versions=versions,
-        machine={"system": platform.platform(), "processor": _processor(), "cores": str(os.cpu_count())},
+        versions=packages,
+        machine={"system": platform.platform(), "processor": str(this_processor()), "cores": str(os.cpu_count())},
     )
-
-
-def _processor() -> str:
-    """The processor's name, and whether it has the int8 dot products that integer kernels live on."""
-    path = Path("/proc/cpuinfo")
-    if not path.exists():
-        return platform.processor() or platform.machine()
-    text = path.read_text()
-    name = next((line.split(":", 1)[1].strip() for line in text.splitlines() if line.startswith("model name")), "?")
-    vnni = [flag for flag in ("avx512_vnni", "avx_vnni", "asimddp", "amx_int8") if flag in text]
-    return f"{name} ({', '.join(vnni) or 'no int8 dot product instructions'})"

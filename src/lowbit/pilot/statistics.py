@@ -12,12 +12,12 @@ from scipy import stats
 
 from lowbit import files
 from lowbit.errors import DataError, LowbitError
-from lowbit.export import codes
+from lowbit.export import predicted
 from lowbit.pilot.record import CheckRow, Kpi, Limits, Requirement, Score, Trial, Verdict
 
 Array = npt.NDArray[np.generic]
 Metric = Callable[[Array, Array], float]
-predictions = codes.predictions  # what is scored is read as what is verified
+predictions = predicted.predictions  # what is scored is read as what is verified
 _RANGES = {  # by metric, and whether it is the difference from float
     **{(metric, gap): (-1.0 if gap else 0.0, 1.0) for metric in ("accuracy", "agreement") for gap in (False, True)},
     ("cosine", False): (-1.0, 1.0),

@@ -17,6 +17,7 @@ from torch import nn
 
 from lowbit import files
 from lowbit.batches import on_accelerator
+from lowbit.environment import this_processor
 from lowbit.errors import LowbitError
 from lowbit.pilot import trained
 from lowbit.pilot.examined import examine
@@ -55,7 +56,7 @@ def run_trial(
         if task.recipe is None:
             raise  # nothing can be compared without the float baseline
         trial = Trial(task.name, task.recipe.to_dict(), task.fingerprint, "failed", error=str(error))
-    trial = replace(trial, seconds=time.perf_counter() - began)
+    trial = replace(trial, seconds=time.perf_counter() - began, processor=str(this_processor()))
     files.write_json(task.folder / "trial.json", asdict(trial))
     if trial.verdict != "failed":
         trained.tidy(task)

@@ -101,6 +101,18 @@ def _machine(run: Run) -> Iterator[Risk]:
             text("measure on the machine that will serve; here low bits save size alone"),
             "medium",
         )
+    here = run.provenance.machine.get("processor", "")
+    others = sorted({trial.processor for trial in run.trials if trial.processor} - {here})
+    if others:
+        yield Risk(
+            text(
+                "not all files were scored on this machine's processor ({name}); in integers the last bits differ",
+                name=here,
+            ),
+            named([trial.name for trial in run.trials if trial.processor in others]),
+            text("delete the folders of these variants and run the pilot again where it will serve"),
+            "low",
+        )
 
 
 def _all_slower(trial: Trial, run: Run) -> bool:
