@@ -12,7 +12,7 @@ from torch import nn
 
 from lowbit import data, models
 from lowbit.data import open_data
-from lowbit.errors import DataError, LayerError
+from lowbit.errors import DataError, ExportError, LayerError
 from lowbit.pilot.looking import Given
 from lowbit.pilot.record import Limits, Trial
 from lowbit.pilot.run import run_pilot
@@ -39,7 +39,20 @@ class Branching(nn.Module):
 
     def forward(self, x):
         y = self.norm(self.first(x))
-        return self.last(y if y.sum() > 0 else -y)
+        return self.last(y if self.takes(y) else -y)
+
+    def takes(self, y):
+        return y.dim() == 2
+
+
+class Deciding(Branching):
+    # on values, and not on the shape
+    def takes(self, y):
+        return y.sum() > 0
+
+
+def deciding():
+    return Deciding()
 
 
 class Backwards(nn.Module):
@@ -307,6 +320,7 @@ def test_existing_file_stays(here: Path) -> None:
             DataError,
             "array 'labels' .20, 2. look one",
         ),
+        ("nets.py:deciding", torch.zeros(20, 6), None, ExportError, "branches on the values of a tensor"),
         ("nets.py:nothing", torch.zeros(20, 6), None, DataError, "has no 'nothing'"),
     ],
 )

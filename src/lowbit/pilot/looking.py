@@ -11,14 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from lowbit.arrays import UnnamedError
-from lowbit.batches import call, output_tensor
+from lowbit.batches import call, output_tensor, without_labels
 from lowbit.errors import DataError, LayerError, LowbitError
+from lowbit.export.capture import capture
 from lowbit.layers import CONVOLUTIONS, unsupported_layers, weighted_layers
 from lowbit.methods.curves.codec import Codec
 from lowbit.methods.curves.heads import wrap_head
 from lowbit.methods.curves.paths import Snake
 from lowbit.methods.factorization.chains import kinds_of, ranks_of
 from lowbit.pilot import statistics
+from lowbit.pilot.labels import check_labels
 from lowbit.pilot.outputs import BATCH
 from lowbit.pilot.spec import DataSpec, PreprocessSpec
 from lowbit.quantization import Coverage, coverage, origin, quantize
@@ -71,6 +73,7 @@ def look(model: str, data: Given, weights: Path | None, test: Given | None) -> F
 
     Raises:
         DataError: one cannot be read, or they do not fit each other.
+        ExportError: torch cannot export the model.
         LayerError: no layer of the model can be quantized.
     """
     from lowbit import models
@@ -96,6 +99,8 @@ def look(model: str, data: Given, weights: Path | None, test: Given | None) -> F
         raise LayerError(f"model '{model}' has no layer that can be quantized: {reasons or 'it has no weights'}")
     student = quantize(network, Recipe.uniform("int8", "int8"))
     noted = origin(student)
+    if noted and noted.untraced:  # what cannot be traced for quantizing cannot always be exported
+        capture(network, without_labels(next(iter(calibration.batches(2)))), 21, dynamic_batch=True)
     covered = coverage(student)
     layers = weighted_layers(network)
     called = _called(network, next(iter(calibration.batches(2))))
@@ -134,11 +139,7 @@ def _scored(outputs: Tensor, labels: Tensor | None, *, embeds: bool) -> tuple[st
     found, wanted = outputs.numpy(), labels.numpy()
     classes = not labels.is_floating_point() and labels.dim() == 1
     if classes and outputs.dim() == 2 and outputs.shape[1] > 1:
-        if not 0 <= wanted.min() <= wanted.max() < outputs.shape[1]:
-            raise DataError(
-                f"labels are {wanted.min()} to {wanted.max()}, the model returns scores of {outputs.shape[1]} classes, "
-                "which are numbered from 0; check which array is labels"
-            )
+        check_labels("accuracy", outputs, labels)
         return "accuracy", float((statistics.predictions(found) == wanted).mean())
     if classes and outputs[0].numel() == 1 and set(np.unique(wanted)) <= {0, 1}:
         return (

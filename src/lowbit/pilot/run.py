@@ -37,7 +37,7 @@ from pydantic import BaseModel
 from torch import nn
 
 from lowbit import files
-from lowbit.batches import Batch
+from lowbit.batches import Batch, call, output_tensor
 from lowbit.costs import Latency
 from lowbit.environment import this_processor, versions
 from lowbit.errors import DataError, LowbitError, TrainingError
@@ -46,6 +46,7 @@ from lowbit.export.runtime import Session, open_session
 from lowbit.pilot import executor, identity, statistics, targets
 from lowbit.pilot.costing import measure_ahead
 from lowbit.pilot.judging import assemble, standing
+from lowbit.pilot.labels import check_labels
 from lowbit.pilot.outputs import example
 from lowbit.pilot.record import LatencyRow, Limits, Provenance, Run, Timings, Trial, read
 from lowbit.pilot.shared import Imports, Shared
@@ -167,6 +168,9 @@ def tasks_of(
         raise DataError(f"variant '{named}': features are judged by labels, and the test data has none; name them")
     with threads(runtime.threads):
         behavior = identity.behavior(model, [calibration, test, trained_on])
+        if test.labels is not None:
+            with torch.no_grad():
+                check_labels(metric, output_tensor(call(model, next(iter(test.batches(2))))), test.labels)
     asked_of: list[object] = [spec.model, identity.weights_hash(model)]
     asked_of += [identity.code_hash(model, [spec.model, metric], where), behavior, calibration.hash, test.hash, metric]
     beside = [runtime.name, runtime.threads, _versions(spec)]
