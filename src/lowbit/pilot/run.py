@@ -127,14 +127,14 @@ def run_pilot(
 def _trials(tasks: list[Task], shared: Shared, jobs: int, say: Say, progress: bool) -> list[Trial]:
     """The trials of all tasks, in their order: kept where they are finished, else done."""
     done = {t.name: trial for t in tasks if (trial := finished(t))}
-    for trial in done.values():
-        say(f"{summary(trial)} (kept)")
+    for i, trial in enumerate(done.values(), start=1):
+        say(f"[{i}/{len(tasks)}] {summary(trial)} (kept)")
 
     def do(some: list[Task]) -> None:
         left = [t for t in some if t.name not in done]
         for trial in executor.run_all(left, shared, _do, jobs=jobs, progress=progress):
-            say(summary(trial))
             done[trial.name] = trial
+            say(f"[{len(done)}/{len(tasks)}] {summary(trial)}")
 
     with parallel_config("loky"):  # the float baseline alone and here: the others are compared with it
         do(tasks[:1])
