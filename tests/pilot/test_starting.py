@@ -55,6 +55,22 @@ def deciding():
     return Deciding()
 
 
+class Apart(nn.Module):
+    # two outputs of one number
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(6, 8)
+        self.last = nn.Linear(8, 2)
+
+    def forward(self, x):
+        y = self.last(self.first(x))
+        return {"speed": y[:, 0], "turn": y[:, 1]}
+
+
+def apart():
+    return Apart()
+
+
 class Backwards(nn.Module):
     # whose layers are called in another order than they stand in
     def __init__(self):
@@ -276,6 +292,11 @@ def test_untraceable_model_is_told_so(here: Path) -> None:
     assert not any(v.search for v in spec.variants)
 
 
+def test_of_several_outputs_the_first_counts(here: Path) -> None:
+    told = start("nets.py:apart", given("d.npz", rows(60), torch.rand(60)), here / "pilot.yaml")
+    assert any(line.startswith("the model returns 2 tensors: the first is scored and compared") for line in told)
+
+
 def test_single_score_of_two_classes_is_no_regression(here: Path) -> None:
     inputs = rows(60)
     start("nets.py:score", given("d.npz", inputs, (inputs[:, 0] > 0).long()), here / "pilot.yaml")
@@ -321,6 +342,13 @@ def test_existing_file_stays(here: Path) -> None:
             "array 'labels' .20, 2. look one",
         ),
         ("nets.py:deciding", torch.zeros(20, 6), None, ExportError, "branches on the values of a tensor"),
+        (
+            "nets.py:apart",
+            torch.zeros(20, 6),
+            torch.rand(20, 2),
+            DataError,
+            "leave labels out. The model returns 2 tensors, of which the first counts",
+        ),
         ("nets.py:nothing", torch.zeros(20, 6), None, DataError, "has no 'nothing'"),
     ],
 )

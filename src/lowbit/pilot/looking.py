@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lowbit.arrays import UnnamedError
-from lowbit.batches import call, output_tensor, without_labels
+from lowbit.batches import call, output_tensor, output_tensors, without_labels
 from lowbit.errors import DataError, LayerError, LowbitError
 from lowbit.export.capture import capture
 from lowbit.layers import CONVOLUTIONS, unsupported_layers, weighted_layers
@@ -47,6 +47,7 @@ class Found:
     scored: int
     coverage: Coverage
     untraced: str
+    returns: int  # tensors, of which the first counts
     order: tuple[str, ...]  # quantized layers as the model calls them
     idle: tuple[str, ...]  # layers that it does not call
     chains: tuple[str, ...]  # convolutions that can become chains
@@ -82,7 +83,8 @@ def look(model: str, data: Given, weights: Path | None, test: Given | None) -> F
     calibration, tested = _opened(data, "--data"), _opened(test or data, "--test")
     every = calibration if test is None else tested
     with torch.no_grad():
-        output = output_tensor(call(network, next(iter(calibration.batches(2)))))
+        returned = call(network, next(iter(calibration.batches(2))))
+        output, returns = output_tensor(returned), len(output_tensors(returned))
         drawn = every.take(_SCORED, 0) if len(every) > _SCORED else every
         outputs = torch.cat([output_tensor(call(network, batch)) for batch in drawn.batches(BATCH)])
     if output.shape[1:] != outputs.shape[1:]:
@@ -93,7 +95,12 @@ def look(model: str, data: Given, weights: Path | None, test: Given | None) -> F
     if not outputs.isfinite().all():
         raise DataError(f"model '{model}' returns NaN or infinity on '{every.name}'; check weights and preprocessing")
     embeds = model.startswith("hf:") and _embeds(model)
-    metric, score = _scored(outputs, None if embeds else drawn.labels, embeds=embeds)
+    try:
+        metric, score = _scored(outputs, None if embeds else drawn.labels, embeds=embeds)
+    except DataError as error:
+        if returns > 1:
+            raise DataError(f"{error}. The model returns {returns} tensors, of which the first counts") from error
+        raise
     if not weighted_layers(network):
         reasons = "; ".join(f"{name}: {why}" for name, why in unsupported_layers(network).items())
         raise LayerError(f"model '{model}' has no layer that can be quantized: {reasons or 'it has no weights'}")
@@ -115,6 +122,7 @@ def look(model: str, data: Given, weights: Path | None, test: Given | None) -> F
         len(outputs),
         covered,
         noted.untraced if noted else "",
+        returns,
         tuple(name for name in called if name in usable),
         tuple(name for name in layers if name not in called),
         tuple(name for name in [*layers][1:] if name in usable and _makes_a_chain(layers[name])),

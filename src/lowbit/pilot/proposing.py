@@ -262,5 +262,7 @@ def told(found: Found) -> Iterator[str]:
     if found.metric == "r2" and found.score < 0:
         yield f"warning: an r2 below 0. {_WORSE}"
     yield f"layers: {len(found.coverage.quantized)} can be quantized, {len(found.coverage.skipped)} stay float"
+    if found.returns > 1:
+        yield f"the model returns {found.returns} tensors: the first is scored and compared; return one to count all"
     if found.untraced:
         yield f"the model cannot be traced: {found.untraced}"
