@@ -136,6 +136,31 @@ def test_text_classifier(tmp_path: Path) -> None:
         torch.testing.assert_close(model(**hidden), model(**given))
 
 
+SMALL = {"num_labels": 3, "max_position_embeddings": 40, "vocab_size": 40}
+WIDE = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+DISTIL = {"dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 32}
+
+
+@pytest.mark.parametrize(("kind", "settings"), [("DistilBert", SMALL | DISTIL), ("MPNet", SMALL | WIDE)])
+def test_forwards_that_make_layers_and_ask_for_types_are_traced(kind: str, settings: dict[str, int]) -> None:
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{kind}Config")(**settings)
+    model = huggingface.TextClassifier(getattr(transformers, f"{kind}ForSequenceClassification")(config)).eval()
+    traced = trace_on(model, [tokens(2), tokens(3)], [tokens(2, 12)])
+    assert isinstance(traced, fx.GraphModule), traced
+    with torch.no_grad():
+        torch.testing.assert_close(traced(**tokens(4, 9)), model(**tokens(4, 9)))
+    away = {name: tensor.to("meta") for name, tensor in tokens(4).items()}
+    assert traced.to("meta")(**away).device.type == "meta"  # nothing of it stays where it was traced
+
+
+def test_parameters_are_known_while_tracing() -> None:
+    config = transformers.DeiTConfig(**WIDE, image_size=16, patch_size=8, num_labels=3)
+    model = huggingface.ImageClassifier(transformers.DeiTForImageClassification(config)).eval()
+    traced = trace_on(model, [{"pixel_values": torch.randn(count, 3, 16, 16)} for count in (2, 3)])
+    assert isinstance(traced, fx.GraphModule), traced
+
+
 @pytest.mark.parametrize(("mode", "normalize"), [("mean_tokens", True), ("cls_token", False), ("max_tokens", False)])
 def test_embeddings_are_pooled_as_the_folder_says(encoder: Path, tmp_path: Path, mode: str, normalize: bool) -> None:
     folder = tmp_path / "copy"
