@@ -161,6 +161,16 @@ def test_parameters_are_known_while_tracing() -> None:
     assert isinstance(traced, fx.GraphModule), traced
 
 
+@pytest.mark.parametrize("layer", ["", "network.bert.encoder.layer.0.output.LayerNorm"])
+def test_features_of_a_text_classifier_become_codes(layer: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    transformers.BertForSequenceClassification(bert_config(1)).save_pretrained(tmp_path)
+    given = [{**tokens(count), "labels": torch.arange(count) % 3} for count in (30, 31)]
+    network, made = lb.coded_head(models.load(f"hf:{tmp_path}"), given, layer=layer, codes="binary", threshold=0.0)
+    assert made.features.shape == (61, 16)  # a mean over tokens, not over channels
+    assert network(**tokens(4)).shape == (4, 3)
+
+
 @pytest.mark.parametrize(("mode", "normalize"), [("mean_tokens", True), ("cls_token", False), ("max_tokens", False)])
 def test_embeddings_are_pooled_as_the_folder_says(encoder: Path, tmp_path: Path, mode: str, normalize: bool) -> None:
     folder = tmp_path / "copy"
@@ -254,6 +264,10 @@ def test_encoder_through_the_commands(encoder: Path, tmp_path: Path, monkeypatch
     run("pilot", "pilot.yaml", "--out", "out")
     trial = json.loads(Path("out/variants/w8a8/trial.json").read_text())
     assert trial["score"]["value"] > 0.99
+    assert (trial["agreement"], trial["verification"]["same_prediction"]) == (
+        None,
+        None,
+    )  # embeddings are no predictions
     files = [Path("out/variants", name, "model.onnx") for name in ("float", "w8a8")]
     source = huggingface.tokenize(f"hf:{encoder}", texts, LENGTH)
     assert source["input_ids"][0, 0] == int(texts[0].split()[0][1:]) + 2
