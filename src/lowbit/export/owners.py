@@ -52,9 +52,9 @@ class Parts:
         return sum(self.stored[name] for name in stored if not name.startswith("zero_point."))
 
     def fixed(self) -> set[str]:
-        """Layers that compute the same for all inputs, as a table of positions does, if not before the file was written.
+        """Layers that compute the same for all inputs, as a table of positions does.
 
-        A runtime computes them when it loads the file, so that they take no time.
+        A runtime computes them when it loads the file, if the export did not, so that they take no time.
         """
         known, moving = {*self.stored, ""}, set[str | None]()
         for node in self.file.node:
