@@ -256,6 +256,10 @@ def test_encoder_through_the_commands(encoder: Path, tmp_path: Path, monkeypatch
     text = Path("pilot.yaml").read_text()
     assert "kpi: {metric: cosine, tolerance: 0.01}    # minimum: 0.9900" in text
     assert "name: tiny-bert" in text
+    assert "# weights come with the model" in text
+    assert "(distill: {rate: 0.0001})" in " ".join(text.split()).replace("# ", "")
+    assert "level: best" not in text
+    assert "# No search: it needs 512 samples or more to train on." in text
     assert "defaults: {glue: null, level: fast}" in text
     head, _, _ = text.partition("variants:\n")
     head = head.replace("batches: [1, 32]", "batches: [1]")
@@ -277,7 +281,7 @@ def test_encoder_through_the_commands(encoder: Path, tmp_path: Path, monkeypatch
     np.savez("tokens.npz", input_ids=source["input_ids"], attention_mask=source["attention_mask"])
     assert "verified" in run("verify", files[1], "--data", "tokens.npz")
     run("watch", files[1], "--data", "tokens.npz")
-    assert "agreement" in run("compare", *files, "--data", "tokens.npz", "--margin", "0.9")
+    assert "cosine of 24 samples" in run("compare", *files, "--data", "tokens.npz", "--margin", "0.9")
     np.savez("half.npz", input_ids=source["input_ids"])
     assert "the data has no 'attention_mask'" in str(
         CliRunner().invoke(app, ["compare", *map(str, files), "--data", "half.npz"]).exception
