@@ -72,13 +72,21 @@ _MOVE |= {"view", "reshape", "flatten", "permute", "transpose", "squeeze", "unsq
 
 
 class _Tracer(fx.Tracer):
+    def __init__(self, whole: nn.Module | None) -> None:
+        super().__init__()
+        self.whole = whole
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, (Quantized, Quantizer)) or super().is_leaf_module(m, module_qualified_name)
+        leaf = m is self.whole or isinstance(m, (Quantized, Quantizer))
+        return leaf or super().is_leaf_module(m, module_qualified_name)
 
 
-def trace(model: nn.Module) -> fx.GraphModule | str:
-    """The model's graph with its layers as nodes, or the reason why it has none (control flow on data, mostly)."""
-    tracer = _Tracer()
+def trace(model: nn.Module, whole: nn.Module | None = None) -> fx.GraphModule | str:
+    """The model's graph with its layers as nodes, or the reason why it has none (control flow on data, mostly).
+
+    A module that is `whole` is one node too, whatever it consists of.
+    """
+    tracer = _Tracer(whole)
     tracer.proxy_buffer_attributes = isinstance(model, fx.GraphModule)  # whose graph may work on sizes and buffers
     if tracer.is_leaf_module(model, ""):
         return f"{type(model).__name__} is itself a layer"

@@ -26,7 +26,7 @@ class Parts:
     """The layer that each node of a file is part of."""
 
     def __init__(self, file: onnx.GraphProto, layers: Collection[str]) -> None:
-        self.wiring, self.layers = Wiring(file), layers
+        self.file, self.wiring, self.layers = file, Wiring(file), layers
         self.stored = {i.name: len(i.raw_data) or i.ByteSize() for i in file.initializer}
         self.reads = {node.output[0]: set(node.input) & self.stored.keys() for node in file.node}
         self.of = {node.output[0]: self._layer_of(node) for node in file.node}
@@ -50,6 +50,19 @@ class Parts:
         """Bytes of the numbers stored for a layer, without zero points, which layers share."""
         stored = {name for output, owner in self.of.items() if owner == layer for name in self.reads[output]}
         return sum(self.stored[name] for name in stored if not name.startswith("zero_point."))
+
+    def fixed(self) -> set[str]:
+        """Layers that compute the same for all inputs, as a table of positions does.
+
+        A runtime computes them when it loads the file, if the export did not, so that they take no time.
+        """
+        known, moving = {*self.stored, ""}, set[str | None]()
+        for node in self.file.node:
+            if known.issuperset(node.input):
+                known.update(node.output)
+            else:
+                moving.add(self.of[node.output[0]])
+        return {*self.layers} - moving
 
     def owners(self, running: Sequence[Operator]) -> list[str | None]:
         """The layer of each operator that runs, None for the rest."""
@@ -96,6 +109,7 @@ class Parts:
 
     def _node(self, name: str) -> onnx.NodeProto | None:
         """The file's node of a name: its own or its output's, without what a runtime put behind it."""
+        name = name.removeprefix("fused ")  # with the activation behind it, by ONNX Runtime
         for known in (name, re.sub(r"_\d+$", "", name), name.partition("/")[0]):
             found: onnx.NodeProto | None = self.wiring.nodes.get(known) or self.wiring.made.get(known)
             if found is not None:
