@@ -10,11 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from lowbit.formats import FLOAT
 from lowbit.pilot.record import LayerRow, Run, Trial
 from lowbit.report import decision, figures
 from lowbit.report.changes import on_integers
 from lowbit.report.language import several, text
-from lowbit.report.risks import FLOAT, bits, target, trained
+from lowbit.report.risks import bits, target, trained
 
 Fit = Literal["fits", "maybe", "no"]
 SHAPES: dict[Fit, str] = {"fits": "meets", "maybe": "borderline", "no": "failed"}  # the page's symbols

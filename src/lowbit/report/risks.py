@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lowbit.errors import FormatError
-from lowbit.formats import parse
+from lowbit.formats import FLOAT, parse
 from lowbit.pilot.record import LayerRow, Run, Trial
 from lowbit.report import decision, figures, requirements
 from lowbit.report.figures import Metric
@@ -20,7 +20,6 @@ from lowbit.report.language import of_record, several, text
 
 Severity = Literal["high", "medium", "low"]
 SEVERITIES: tuple[Severity, ...] = ("high", "medium", "low")
-FLOAT = "float32"
 
 FLIPS = 0.001  # of the numbers; one in a thousand is what p99.9 sees
 MANY_FLIPS = 0.01
