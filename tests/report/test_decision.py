@@ -12,10 +12,10 @@ import yaml
 from pages import DISTILLATION, FAILED, FLOAT, HOSTILE_NAME, RUN, SEARCH, W2A8, W4A8, W8A8, Outline
 from scipy import stats
 
-from lowbit.pilot import statistics
 from lowbit.pilot.power import needed_for_pairs, samples_needed
 from lowbit.pilot.record import CheckRow, Kpi, Limits, RepeatRow, Run, Score, Trial, Verdict
 from lowbit.pilot.spec import load_spec
+from lowbit.pilot.statistics import Scoring
 from lowbit.report import changes, checklist, decision, requirements, rollout
 from lowbit.report.page import render
 
@@ -171,7 +171,7 @@ def statistics_of(lost: int, won: int, count: int) -> Score:
     """The difference that a pilot records where one model alone is right so often."""
     a, b = np.ones((2, count, 1), dtype=np.float32)
     a[:won], b[won : won + lost] = -1, -1
-    return statistics.difference("agreement", b, None, np.ones_like(b), 0, baseline=a)
+    return Scoring("agreement", None, np.ones_like(b)).difference(b, a)
 
 
 def test_samples_do_not_decide_what_lies_on_the_limit_or_spreads_by_seeds() -> None:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lowbit.pilot.looking import TRAINING, Found, Given
+from lowbit.pilot.metrics import SHARES
+from lowbit.pilot.power import SURE
 from lowbit.pilot.wording import a_little_below, comment, listed, name_of, relative, scalar
 
 if TYPE_CHECKING:
@@ -144,8 +146,8 @@ def _kpi_lines(found: Found) -> Iterator[str]:
 
 def _too_few(found: Found, lost: float) -> str:
     """A warning where even a variant that predicts the same everywhere has an interval wider than what may be lost."""
-    fewest = math.ceil(1.96 / lost) - 2  # of `statistics.difference`, which adds two samples to those that are there
-    if found.metric not in ("accuracy", "agreement") or len(found.test) >= fewest:
+    fewest = math.ceil(SURE / lost) - 2  # of `Scoring.difference`, which adds two samples to those that are there
+    if found.metric not in SHARES or len(found.test) >= fewest:
         return ""
     return (
         f"{len(found.test)} test samples are too few to tell so small a loss, and every variant will need more data: "

@@ -7,7 +7,7 @@ report is drawn from these records alone, so a page can be made again long after
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
@@ -22,12 +22,21 @@ Requirement = Literal["minimum", "tolerance", "size", "bops", "latency"]
 
 @dataclass(frozen=True)
 class Score:
-    """A figure with its 95 % interval: shares (accuracy, agreement) are in [0, 1]."""
+    """A figure with its 95 % interval: shares (accuracy, agreement) are in [0, 1].
+
+    `undefined` is the share of the bootstrap's resamples on which an own metric has no value: the interval is that of
+    the others.
+    """
 
     value: float
     low: float
     high: float
     samples: int
+    undefined: float = 0.0
+
+    def __neg__(self) -> Score:
+        """The same with the other sign."""
+        return replace(self, value=-self.value, low=-self.high, high=-self.low)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from lowbit import files
 from lowbit.errors import RecipeError
 from lowbit.pilot import targets
 from lowbit.pilot.defaults import Origins, merged
+from lowbit.pilot.metrics import RANGES, SHARES
 from lowbit.pilot.record import Kpi
 from lowbit.pilot.sections.budgets import BudgetsSpec
 from lowbit.pilot.sections.coding import FeaturesSpec, MadeFeaturesSpec
@@ -44,11 +45,6 @@ if TYPE_CHECKING:
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
 _MOST_SEEDS = 100
-_RANGES = {  # of metrics, all to 1: where they begin, and in words
-    **dict.fromkeys(("accuracy", "agreement"), (0.0, "a share from 0 to 1")),
-    "cosine": (-1.0, "from -1 to 1"),
-    "r2": (-math.inf, "1 at most"),
-}
 _MOST_THREADS, _LARGEST_BATCH = 1024, 65536
 
 
@@ -133,11 +129,15 @@ class KpiSpec(Section):
 
     @model_validator(mode="after")
     def _is_within_reach(self) -> KpiSpec:
-        least, why = _RANGES.get(self.metric, (-math.inf, ""))
-        if why and self.minimum is not None and not least <= self.minimum <= 1:
-            raise wrong(f"{self.metric} is {why}; write 0.9 for 90 %", "minimum")
-        if least > -math.inf and self.tolerance is not None and self.tolerance >= 1:
-            raise wrong(f"{self.metric} is {why}; write 0.01 for a percentage point", "tolerance")
+        if self.metric not in RANGES:
+            return self
+        least, most = RANGES[self.metric]
+        within = f"{most:g} at most" if math.isinf(least) else f"from {least:g} to {most:g}"
+        lies = f"{self.metric} is {'a share ' if self.metric in SHARES else ''}{within}"
+        if self.minimum is not None and not least <= self.minimum <= most:
+            raise wrong(f"{lies}; write 0.9 for 90 %", "minimum")
+        if not math.isinf(least) and self.tolerance is not None and self.tolerance >= 1:
+            raise wrong(f"{lies}; write 0.01 for a percentage point", "tolerance")
         return self
 
     def asked(self) -> Kpi:
