@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +177,27 @@ def test_verdict(low: float, high: float, minimum: float, expected: Verdict) -> 
     found = Score((low + high) / 2, low, high, 100)
     (row,) = statistics.checks(Trial("w8", {}, "", "misses", score=found), Kpi("accuracy", minimum), Limits())
     assert row == CheckRow("minimum", minimum, found.value, low, high, expected)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [(0.05, 0.10, "meets"), (0.04, 0.09, "meets"), (0.05, 0.11, "borderline"), (0.11, 0.12, "misses")],
+)
+def test_where_smaller_is_better_the_whole_interval_stays_within(low: float, high: float, expected: Verdict) -> None:
+    """An error, within a maximum of 0.1; and as a change from float, within a tolerance of 0.1."""
+    found = Score((low + high) / 2, low, high, 100)
+    trial = Trial("w8", {}, "", "misses", score=found, difference=found)
+    kpi = Kpi("m.py:error", None, 0.1, smaller_is_better=True, maximum=0.1)
+    rows = statistics.checks(trial, kpi, Limits())
+    assert [(row.what, row.limit, row.verdict) for row in rows] == [
+        ("maximum", 0.1, expected),
+        ("tolerance", 0.1, expected),
+    ]
+    (base,) = statistics.checks(replace(trial, recipe=None), kpi, Limits())
+    assert base == rows[0]
+    better = replace(trial, difference=Score(-0.5, -0.6, -0.4, 100))
+    assert statistics.checks(better, kpi, Limits())[1].verdict == "meets"
+    assert str(kpi) == "m.py:error <= 0.1 and at most 0.1 above float"
 
 
 # What is refused

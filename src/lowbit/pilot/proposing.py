@@ -139,8 +139,12 @@ def _kpi_lines(found: Found) -> Iterator[str]:
                     "own that measures what counts, and give data with labels for it."
                 )
     yield from comment(f"{why} {_too_few(found, lost)}")
-    yield "# tolerance is the most that may be lost against the float model on the same samples. Beside it or alone:"
-    yield "# minimum, the least that counts, which the float model has to reach too."
+    yield from comment(
+        "tolerance is the most that may be lost against the float model on the same samples. Beside it or alone: "
+        "minimum, the least that counts, which the float model has to reach too. A metric of your own is "
+        "module:function, and the larger it is the better; for an error add smaller_is_better: true, and give maximum "
+        "in the place of minimum."
+    )
     yield f"kpi: {{metric: {found.metric}, tolerance: {lost:.2g}}}    # minimum: {a_little_below(minimum)}"
 
 

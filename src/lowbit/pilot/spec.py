@@ -19,7 +19,7 @@ from lowbit import files
 from lowbit.errors import RecipeError
 from lowbit.pilot import targets
 from lowbit.pilot.defaults import Origins, merged
-from lowbit.pilot.metrics import RANGES, SHARES
+from lowbit.pilot.metrics import RANGES, SHARES, is_own
 from lowbit.pilot.record import Kpi
 from lowbit.pilot.sections.budgets import BudgetsSpec
 from lowbit.pilot.sections.coding import FeaturesSpec, MadeFeaturesSpec
@@ -114,17 +114,34 @@ class KpiSpec(Section):
     """The figure that decides: accuracy, agreement or cosine (with the float model), r2, or ``module:function``.
 
     `minimum` is the least that counts, `tolerance` the most that may be lost against the float model, in the metric's
-    units.
+    units. With `smaller_is_better`, of an own metric, `maximum` is the most that counts, in the place of `minimum`.
     """
 
     metric: str = "accuracy"
+    smaller_is_better: bool = False
     minimum: Finite | None = None
+    maximum: Finite | None = None
     tolerance: Positive | None = None
 
     @model_validator(mode="after")
+    def _has_one_direction(self) -> KpiSpec:
+        if self.smaller_is_better and not is_own(self.metric):
+            raise wrong(
+                f"it is for a module:function metric, and of {self.metric} larger is better; leave it out",
+                "smaller_is_better",
+            )
+        if self.smaller_is_better and self.minimum is not None:
+            raise wrong(f"of {self.metric} smaller is better; write maximum, the most that counts", "minimum")
+        if not self.smaller_is_better and self.maximum is not None:
+            other = ", or smaller_is_better: true if that is so of it" if is_own(self.metric) else ""
+            raise wrong(f"of {self.metric} larger is better; write minimum, the least that counts{other}", "maximum")
+        return self
+
+    @model_validator(mode="after")
     def _asks_for_something(self) -> KpiSpec:
-        if self.minimum is None and self.tolerance is None:
-            raise wrong("give minimum (the least that counts), tolerance (the most that may be lost), or both")
+        if self.minimum is None and self.maximum is None and self.tolerance is None:
+            bound = "maximum (the most that counts)" if self.smaller_is_better else "minimum (the least that counts)"
+            raise wrong(f"give {bound}, tolerance (the most that may be lost), or both")
         return self
 
     @model_validator(mode="after")
@@ -142,7 +159,7 @@ class KpiSpec(Section):
 
     def asked(self) -> Kpi:
         """The same for the record."""
-        return Kpi(self.metric, self.minimum, self.tolerance)
+        return Kpi(self.metric, self.minimum, self.tolerance, self.smaller_is_better, self.maximum)
 
 
 class RuntimeSpec(Section):

@@ -201,21 +201,26 @@ def checks(trial: Trial, kpi: Kpi, limits: Limits) -> tuple[CheckRow, ...]:
     """How a trial with a score stands to all that is asked; of the float baseline the minimum alone is asked.
 
     The score has to reach the minimum, and its paired difference from float the negative of the tolerance: ``meets`` if
-    the whole interval does, ``misses`` if none of it does, else ``borderline``. Size and BOPs are exact, with several
-    seeds from the smallest to the largest of theirs. Latency is the median at the first batch size, of the trial's own
-    file alone, with the 10th and 90th percentile of the calls: it meets if the median is within the limit, because what
-    disturbs a measurement only adds to it, misses if even the 10th percentile is not, and is borderline between.
+    the whole interval does, ``misses`` if none of it does, else ``borderline``. Where smaller is better the score has
+    to stay within the maximum, and the difference within the tolerance. A mean over seeds some of which failed is
+    ``borderline`` at best. Size and BOPs are exact, with several seeds from the smallest to the largest of theirs.
+    Latency is the median at the first batch size, of the trial's own file alone, with the 10th and 90th percentile of
+    the calls: it meets if the median is within the limit, because what disturbs a measurement only adds to it, misses
+    if even the 10th percentile is not, and is borderline between.
 
     Raises:
         DataError: a latency is asked, and the trial was not timed.
     """
     rows: list[CheckRow] = []
-    if kpi.minimum is not None and trial.score:
-        rows.append(_at_least("minimum", kpi.minimum, trial.score))
+    if kpi.bound is not None and trial.score:
+        rows.append(_of_metric("maximum" if kpi.smaller_is_better else "minimum", kpi.bound, trial.score, kpi))
     if trial.recipe is None:
         return tuple(rows)
     if kpi.tolerance is not None and trial.difference:
-        rows.append(_at_least("tolerance", -kpi.tolerance, trial.difference))
+        rows.append(_of_metric("tolerance", -kpi.sign * kpi.tolerance, trial.difference, kpi))
+    if failed := sum(one.score is None for one in trial.repeats):
+        every = 1 + len(trial.repeats)
+        rows.append(CheckRow("seeds", every, every - failed, every - failed, every - failed, "borderline"))
     if limits.size is not None:
         sizes = [trial.file_bytes, *(one.file_bytes for one in trial.repeats if one.score)]
         rows.append(_at_most("size", limits.size, trial.file_bytes, min(sizes), max(sizes)))
@@ -240,7 +245,9 @@ def worst(rows: Iterable[CheckRow]) -> Verdict:
     return max((row.verdict for row in rows), key=order.index, default="meets")
 
 
-def _at_least(what: Requirement, limit: float, score: Score) -> CheckRow:
+def _of_metric(what: Requirement, limit: float, score: Score, kpi: Kpi) -> CheckRow:
+    if kpi.smaller_is_better:
+        return _at_most(what, limit, score.value, score.low, score.high)
     if score.low >= limit:
         verdict: Verdict = "meets"
     else:
