@@ -18,7 +18,7 @@ from lowbit.pilot.record import Limits, Trial
 from lowbit.pilot.run import run_pilot
 from lowbit.pilot.spec import DataSpec, PilotSpec, load_spec
 from lowbit.pilot.starting import start
-from lowbit.pilot.statistics import checks, difference, score, worst
+from lowbit.pilot.statistics import Scoring, checks, worst
 
 NETWORKS = """
 import torch
@@ -204,8 +204,9 @@ def test_float_meets_what_a_first_file_asks(here: Path, metric: str, fewest: int
         few = f"{count} test samples are too few to tell so small a loss" in comments(text)
         assert few == (count < fewest)
         assert (f"give {fewest} or more" in comments(text)) == few
-        arrays = (metric, outputs.numpy(), None if labels is None else labels.numpy(), outputs.numpy(), 0)
-        same = Trial("same", {}, "", "misses", score=score(*arrays), difference=difference(*arrays))
+        found = outputs.numpy()
+        scoring = Scoring(metric, None if labels is None else labels.numpy(), found)
+        same = Trial("same", {}, "", "misses", score=scoring.score(found), difference=scoring.difference(found))
         base = replace(same, recipe=None, difference=None)
         verdicts = [worst(checks(one, spec.kpi.asked(), Limits())) for one in (base, same)]
         assert verdicts == ["meets", "borderline" if few else "meets"]

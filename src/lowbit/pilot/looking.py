@@ -161,9 +161,7 @@ def _scored(outputs: Tensor, labels: Tensor | None, *, embeds: bool) -> tuple[st
         )
     if bool((labels == labels[0]).all()):
         raise DataError("all targets are equal, so nothing tells a good model from a bad one; give other test data")
-    rows = wanted.reshape(len(wanted), -1).astype(np.float64)
-    rest = ((found.reshape(len(found), -1) - rows) ** 2).sum()
-    return "r2", float(1 - rest / ((rows - rows.mean(0)) ** 2).sum())
+    return "r2", statistics.r2(found, wanted)
 
 
 def _embeds(model: str) -> bool:
