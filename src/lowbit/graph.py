@@ -340,7 +340,7 @@ def _insert(traced: fx.GraphModule, demands: dict[fx.Node, list[_Demand]], apart
         quantizer = input_quantizer_for(f"output of {after.name}", rule)
         assert quantizer is not None  # a demand has a format
         path = f"activations.{name}"
-        while path in taken:
+        while path in taken or hasattr(nn.Module, path.rpartition(".")[2]):  # such as `to`, which a module has
             path += "_"
         taken.add(path)
         traced.add_submodule(path, quantizer.to(next(traced.parameters()).device))

@@ -26,7 +26,7 @@ class Parts:
     """The layer that each node of a file is part of."""
 
     def __init__(self, file: onnx.GraphProto, layers: Collection[str]) -> None:
-        self.file, self.wiring, self.layers = file, Wiring(file), layers
+        self.wiring, self.layers = Wiring(file), layers
         self.stored = {i.name: len(i.raw_data) or i.ByteSize() for i in file.initializer}
         self.reads = {node.output[0]: set(node.input) & self.stored.keys() for node in file.node}
         self.of = {node.output[0]: self._layer_of(node) for node in file.node}
@@ -56,13 +56,7 @@ class Parts:
 
         A runtime computes them when it loads the file, if the export did not, so that they take no time.
         """
-        known, moving = {*self.stored, ""}, set[str | None]()
-        for node in self.file.node:
-            if known.issuperset(node.input):
-                known.update(node.output)
-            else:
-                moving.add(self.of[node.output[0]])
-        return {*self.layers} - moving
+        return {*self.layers} - {layer for tensor, layer in self.of.items() if tensor not in self.wiring.constant}
 
     def owners(self, running: Sequence[Operator]) -> list[str | None]:
         """The layer of each operator that runs, None for the rest."""
