@@ -388,7 +388,7 @@ def test_last_trial_that_is_left_has_a_process_of_its_own_too(tmp_path: Path, mo
 
     monkeypatch.setattr(executor, "in_processes", beside)
     monkeypatch.setattr(executor, "alone", lambda do, task, *_: here.append(task.name))
-    float_, int4 = (Task(r or "float", tmp_path, "", r and lb.Recipe.uniform(r, None)) for r in (None, "int4"))
+    float_, int4 = Task("float", tmp_path, "", None), Task("int4", tmp_path, "", lb.Recipe.uniform("int4", None))
     for tasks, jobs in (([float_], 4), ([int4], 4), ([int4], 1), ([], 4)):
         with joblib.parallel_config("loky"):
             [*executor.run_all(tasks, SimpleNamespace(absolute=lambda: None), print, jobs=jobs, progress=False)]  # type: ignore[arg-type]

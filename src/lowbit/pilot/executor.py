@@ -6,8 +6,8 @@ arguments alone. A lock file says who works where, so that nothing runs twice at
     .lock                    of a run folder: one command at a time
     variants/<name>/.lock    of a trial: one process at a time; another one waits, and then reads what was found
 
-The operating system frees a lock when its process ends, however it ends. A note that is still in a freed file therefore
-tells of a process that was lost, and so a trial knows how often that happened to it in this run.
+Whose process has ended, or shows no sign of life, has lost its lock (`locks.py`). The note that it left tells of it,
+and so a trial knows how often that happened to it in this run.
 
 A lost process (killed, out of memory) costs its trial only, which is tried again, `RETRIES` times, and then recorded as
 failed. Here every trial at once has a process to itself (loky's, as joblib starts them), so that losing one disturbs no
