@@ -225,3 +225,16 @@ def test_widened_layers_are_told() -> None:
     assert did.widening is not None
     (wide,) = [tensor for tensor in did.widening.tensors if tensor.widened]
     assert str(did).endswith(f"16-bit inputs for {wide.layers[0]}")
+
+
+def test_a_regression_has_no_equal_predictions() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 2)).eval()
+    x = torch.randn(64, 6)
+    plain, labelled = list(x.split(16)), [(part, model(part).detach()) for part in x.split(16)]
+    recipe = Recipe.uniform("int8", "int8")
+    assert "same prediction" in str(post_train(model, recipe, plain, progress=False)[1])
+    for batches, quantities in ((labelled, None), (plain, True)):
+        _, did = post_train(model, recipe, batches, quantities=quantities, progress=False)
+        assert "same prediction" not in str(did)
+        assert all(step.agreement is None for step in did.steps)

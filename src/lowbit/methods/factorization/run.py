@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 
 from lowbit import costs, graph
 from lowbit.allocation import Budget, CostName
-from lowbit.batches import Batch, Batches, outputs_of, size_of
+from lowbit.batches import Batch, Batches, of_quantities, outputs_of, size_of
 from lowbit.costs import Cost, MeasuredCosts
 from lowbit.errors import CalibrationError, LayerError, RecipeError
 from lowbit.layers import Quantized
@@ -97,6 +97,7 @@ def factorize(
     compare: bool = False,
     measured_costs: MeasuredCosts | None = None,
     jobs: int | None = None,
+    quantities: bool | None = None,
     folder: str | Path | None = None,
     seed: int = 0,
     progress: bool = True,
@@ -133,6 +134,7 @@ def factorize(
         measured_costs: what a runtime was measured to take, for budgets of ``latency`` and ``file``, in networks of
             `chain_variants`.
         jobs: layers at once, in processes of their own (joblib; `joblib.parallel_config` chooses a cluster).
+        quantities: whether outputs are quantities and no class scores; by default, if labels in `batches` are floats.
         folder: keeps factors; called again with the same arguments, they are read from there.
         seed: draws where factors start.
         progress: show bars on a terminal.
@@ -150,6 +152,7 @@ def factorize(
     several = budget is not None or tolerance is not None
     wanted = _wanted(choices, budget, tolerance, layers)
     held, calibrating = _divided(batches)
+    quantities = of_quantities(held) if quantities is None else quantities
     samples = sum(map(size_of, {id(batch): batch for batch in (*held, *calibrating)}.values()))
     ground = ground_of(model, recipe, [*wanted] if layers is None and isinstance(choices, Mapping) else layers, several)
     options, skipped = options_of(ground, wanted, weight_format(middle) if middle else None)
@@ -161,15 +164,16 @@ def factorize(
         return _built(ground, picks, factors, calibrating, samples, solver, refit, progress)
 
     target = outputs_of(ground.twin, held)
+    scores = not quantities and all(are_classes(one) and one.dim() == 2 for one in target)
     prices = priced(ground.twin, ground.rules, options, calibrating[0], measured_costs)
     limit, picks = None, {name: several[0] for name, several in options.items()}
     if budget is not None or tolerance is not None:
-        losses = prices.losses(ground.twin, solved, calibrating, seed=seed, progress=progress)
+        losses = prices.losses(ground.twin, solved, calibrating, quantities=quantities, seed=seed, progress=progress)
         if budget is not None:
             limit, picks = allocated(prices, losses, budget)
         else:
             assert tolerance is not None
-            picks = _cheapest(prices.front(losses), build, held, target, tolerance)
+            picks = _cheapest(prices.front(losses), build, held, target, tolerance, scores=scores)
     student, refitted = build(picks)
     recalibrated = None if norms is None else _recalibrated(student, [*norms], calibrating, held, target)
     if fold and isinstance(student, fx.GraphModule):
@@ -188,7 +192,7 @@ def factorize(
         prices.dense,
         cost_after,
         None if limit is None else (limit.prices.cost, limit.most),
-        *_closeness(student, held, target),
+        *_closeness(student, held, target, scores=scores),
         recalibrated,
     )
     return student, found
@@ -288,10 +292,11 @@ def _built(
     return student, refitted
 
 
-def _closeness(student: nn.Module, held: list[Batch], target: list[Tensor]) -> tuple[float, float | None]:
+def _closeness(
+    student: nn.Module, held: list[Batch], target: list[Tensor], *, scores: bool
+) -> tuple[float, float | None]:
     """The relative error of the outputs, and their agreement where they are class scores."""
     outputs = outputs_of(student, held)
-    scores = all(are_classes(one) and one.dim() == 2 for one in target)
     return relative_error(outputs, target), agreement_of(outputs, target, classes=True) if scores else None
 
 
@@ -299,10 +304,10 @@ def _recalibrated(
     student: nn.Module, norms: list[Batch], batches: list[Batch], held: list[Batch], target: list[Tensor]
 ) -> bool:
     """Set BatchNorm statistics anew, in place, if that brings the outputs closer; whether it did."""
-    (before, _), kept = _closeness(student, held, target), copy.deepcopy(student.state_dict())
+    before, kept = relative_error(outputs_of(student, held), target), copy.deepcopy(student.state_dict())
     reestimate(student, norms)
     calibrate(student, batches, progress=False)
-    if _closeness(student, held, target)[0] < before:
+    if relative_error(outputs_of(student, held), target) < before:
         return True
     student.load_state_dict(kept)
     return False
@@ -314,6 +319,8 @@ def _cheapest(
     held: list[Batch],
     target: list[Tensor],
     tolerance: float,
+    *,
+    scores: bool,
 ) -> Picks:
     """The cheapest picks of a front, from cheap to dear, that lose no more than is tolerated; by bisection.
 
@@ -322,7 +329,7 @@ def _cheapest(
     """
 
     def lost(picks: Picks) -> float:
-        error, agreement = _closeness(build(picks)[0], held, target)
+        error, agreement = _closeness(build(picks)[0], held, target, scores=scores)
         return error if agreement is None else 1 - agreement
 
     low, high = 0, len(front) - 1
