@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from lowbit import files
 from lowbit.drift import Shares
 from lowbit.errors import DataError, RecipeError, VerificationError
+from lowbit.export import watching
 from lowbit.export.codes import CodeRange, code_ranges, code_tensors
 from lowbit.export.onnx import Exported, export_onnx, manifest_entry, note
 from lowbit.export.profiles import Profile, Profiler, TensorCounts
 from lowbit.export.quantities import Distances, values_of
-from lowbit.export import watching
 from lowbit.export.verify import verify
 from lowbit.export.watching import Check, Watched, profile_of, watch
 from lowbit.models import resnet20

@@ -94,8 +94,10 @@ def told(check: CheckRow, metric: Metric) -> str:
 
     interval = Score(check.value, check.low, check.high, 0)
     match check.what:
-        case "minimum":
-            value, limit, span = metric.value(check.value), metric.minimum(check.limit), metric.interval(interval)
+        case "seeds":
+            return f"{check.value:g} of {check.limit:g} trained, all of them are asked"
+        case "minimum" | "maximum":
+            value, limit, span = metric.value(check.value), metric.limit(check.limit), metric.interval(interval)
         case "tolerance":
             value, span = metric.change(check.value), metric.change_interval(interval)
             limit = metric.loss(check.limit)
@@ -103,7 +105,8 @@ def told(check: CheckRow, metric: Metric) -> str:
             value, limit = _apart(check.value, check.limit, check.what)
             span = f"{_amount(check.low, check.what, 3)} to {_amount(check.high, check.what, 3)}"
     between = f" ({span})" if check.low < check.high else ""
-    wanted = "at least" if check.what in ("minimum", "tolerance") else "at most"
+    of_metric = check.what in ("minimum", "tolerance") and not metric.smaller_is_better
+    wanted = "at least" if of_metric else "at most"
     return _plain(f"{value}{between}, {wanted} {limit} is asked")
 
 

@@ -209,7 +209,7 @@ class Agreement(BaseModel):
 class Profile(BaseModel):
     """The manifest's section ``watch``: what a file saw, how many samples of it, in which runtime.
 
-    Class scores have `output` and `agreement` with the float model, quantities have `quantities` and `distance` from it.
+    Class scores have `output` and `agreement` with the float model, others `quantities` and their `distance` from it.
     """
 
     model_config = _STRICT

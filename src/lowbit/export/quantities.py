@@ -1,8 +1,8 @@
 """Outputs that are quantities, such as a speed and an angle, and no class scores: what they are, and how far apart.
 
-Of outputs `[N, C, ...]` each of the C is a quantity with a unit of its own, and all its places count alike. So nothing is
-summed over quantities before it is in standard deviations of each. Beyond 32, neighbors have one figure together: these
-are the features of an embedding or the channels of a map rather than quantities with names.
+Of outputs `[N, C, ...]` each of the C is a quantity with a unit of its own, and all its places count alike. So nothing
+is summed over quantities before it is in standard deviations of each. Beyond 32, neighbors have one figure together:
+these are the features of an embedding or the channels of a map rather than quantities with names.
 """
 
 from __future__ import annotations

@@ -84,8 +84,8 @@ _MARGIN = "label some hundred new samples and check accuracy; if it fell, calibr
 _AGREEMENT = "calibrate again on new data; if that does not help, give layers more bits or distill on new data"
 
 _OUTPUT = (
-    "if what it tells of did not change where the data come from, look at the preprocessing; if it did, check the error on "
-    "new labels, and train again where it grew"
+    "if what it tells of did not change where the data come from, look at the preprocessing; if it did, check the error "
+    "on new labels, and train again where it grew"
 )
 
 
@@ -186,7 +186,8 @@ def watch(
         path: an exported and verified file.
         batches: new inputs in any batch form, drawn independently of each other.
         reference: the float model as an ONNX file; predictions of both are compared, and their agreement (of
-            quantities: their distance) with the manifest's, which ``lowbit apply``, ``lowbit pilot`` and `lowbit.verify` with a ``float_model`` note.
+            quantities: their distance) with the manifest's, which ``lowbit apply``, ``lowbit pilot`` and
+            `lowbit.verify` with a ``float_model`` note.
         margin: by how much agreement may fall, a share; of quantities, by how much the root mean square distance may
             grow, in standard deviations of the float model's.
         runtime: what executes the file; by default what it was verified in.

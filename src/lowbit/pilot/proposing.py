@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lowbit.pilot.looking import TRAINING, Found, Given
+from lowbit.pilot.metrics import SHARES
+from lowbit.pilot.power import SURE
 from lowbit.pilot.wording import a_little_below, comment, listed, name_of, relative, scalar
 
 if TYPE_CHECKING:
@@ -137,15 +139,19 @@ def _kpi_lines(found: Found) -> Iterator[str]:
                     "own that measures what counts, and give data with labels for it."
                 )
     yield from comment(f"{why} {_too_few(found, lost)}")
-    yield "# tolerance is the most that may be lost against the float model on the same samples. Beside it or alone:"
-    yield "# minimum, the least that counts, which the float model has to reach too."
+    yield from comment(
+        "tolerance is the most that may be lost against the float model on the same samples. Beside it or alone: "
+        "minimum, the least that counts, which the float model has to reach too. A metric of your own is "
+        "module:function, and the larger it is the better; for an error add smaller_is_better: true, and give maximum "
+        "in the place of minimum."
+    )
     yield f"kpi: {{metric: {found.metric}, tolerance: {lost:.2g}}}    # minimum: {a_little_below(minimum)}"
 
 
 def _too_few(found: Found, lost: float) -> str:
     """A warning where even a variant that predicts the same everywhere has an interval wider than what may be lost."""
-    fewest = math.ceil(1.96 / lost) - 2  # of `statistics.difference`, which adds two samples to those that are there
-    if found.metric not in ("accuracy", "agreement") or len(found.test) >= fewest:
+    fewest = math.ceil(SURE / lost) - 2  # of `Scoring.difference`, which adds two samples to those that are there
+    if found.metric not in SHARES or len(found.test) >= fewest:
         return ""
     return (
         f"{len(found.test)} test samples are too few to tell so small a loss, and every variant will need more data: "
@@ -262,5 +268,7 @@ def told(found: Found) -> Iterator[str]:
     if found.metric == "r2" and found.score < 0:
         yield f"warning: an r2 below 0. {_WORSE}"
     yield f"layers: {len(found.coverage.quantized)} can be quantized, {len(found.coverage.skipped)} stay float"
+    if found.returns > 1:
+        yield f"the model returns {found.returns} tensors: the first is scored and compared; return one to count all"
     if found.untraced:
         yield f"the model cannot be traced: {found.untraced}"

@@ -42,8 +42,8 @@ class Step:
     """One step and how close the student's outputs then came to the float model's on held-out inputs.
 
     `error` is the squared difference relative to the outputs' variance; `agreement` the share of samples whose largest
-    output is the same, None where outputs are no class scores (`[N, C]` with C > 1, labels no floats). Level ``fast`` holds nothing
-    out and measures neither: its error is NaN.
+    output is the same, None where outputs are no class scores (`[N, C]` with C > 1, and labels no floats). Level
+    ``fast`` holds nothing out and measures neither: its error is NaN.
     """
 
     name: str

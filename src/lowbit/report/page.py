@@ -73,7 +73,7 @@ def _rendered(run: Run) -> str:
             checklist=checklist.methods(run),
             timings=pareto.latency_keys(run),
             strip=pareto.strip(run),
-            least=figures.least(run),
+            bound=figures.bound(run),
             record=json_value(dataclasses.asdict(run)),
             version=__version__,
         )
