@@ -144,6 +144,7 @@ def test_a_single_output_is_read_alike_in_any_batches(probability: bool, tmp_pat
     made = export_onnx(student, tmp_path / "m.onnx", OLD[:2])
     verify(made, [*torch.split(OLD[:20], 1), OLD[20:]], float_model=model, progress=False)
     output = profile_of(made.path).output
+    assert output is not None
     assert output.probability is probability
     floats = export_onnx(model, tmp_path / "floats" / "m.onnx", OLD[:2]).path
     with torch.no_grad():

@@ -554,7 +554,7 @@ def regression() -> tuple[nn.Module, list[tuple[Tensor, Tensor]]]:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 2)).eval()
     x = torch.randn(96, 6, generator=generator())
-    return model, [(part, model(part).detach() + torch.tensor([0.0, 20.0])) for part in x.split(16)]
+    return model, [(part, model(part).detach() + torch.tensor([0.0, 20.0])) for part in torch.split(x, 16)]
 
 
 def test_the_default_loss_of_a_regression_is_mse() -> None:

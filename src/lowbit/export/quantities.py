@@ -90,4 +90,5 @@ class Distances:
 
     def _relative(self, deviations: Floats | None) -> Floats:
         units = self.deviations() if deviations is None else deviations
-        return np.concatenate(self._squares) / np.where(units > 0, units, 1.0) ** 2
+        squares: Floats = np.concatenate(self._squares)
+        return np.asarray(squares / np.where(units > 0, units, 1.0) ** 2)

@@ -207,7 +207,7 @@ def _verify(
     kept = isinstance(exported, Exported) or reference is not None or not entry.get("watch")
     profiler = Profiler(graph, runtime, float_model, quantities=quantities)
     samples, largest = 0, 0.0
-    predicted, wanted, distances = Predictions(), Predictions(), Distances()
+    outputs = _Outputs(quantities=quantities)
     with tempfile.TemporaryDirectory() as folder:
         compared = without_int8_blocks(path, Path(folder, "float_blocks.onnx"))
         float_blocks = plain if compared == path else open_session(compared, runtime=runtime, threads=threads)
@@ -233,11 +233,7 @@ def _verify(
             in_float = got if float_blocks is plain else float_blocks.run(feed)[0]
             unread.add(in_float, by_tensor[plain.outputs[0]])
             blocks.add(got, in_float)
-            if quantities:
-                distances.add(got, want)
-            else:
-                predicted.add(got)
-                wanted.add(want)
+            outputs.add(got, want)
             largest = max(largest, float(np.abs(got.astype(np.float64) - want.astype(np.float64)).max()))
             samples += size_of(batch)
             if kept and reference is None:
@@ -250,7 +246,7 @@ def _verify(
     result = Verification(
         runtime,
         samples,
-        None if quantities else float((predicted.classes(probability=wanted.probability()) == wanted.classes()).mean()),
+        outputs.same_prediction(),
         largest,
         tuple(check.result() for check in checks.values()),
         layers,
@@ -259,7 +255,7 @@ def _verify(
         last.result(),
         obstacles(model, plain, layers, floats, this_processor()),
         differences(_calibration_inputs(entry), seen.statistics()),
-        distances.largest() if quantities else None,
+        outputs.distances.largest() if quantities else None,
     )
     for difference in result.unlike_calibration:
         warnings.warn(f"{path.name}: {difference}", DataWarning, stacklevel=3)
@@ -418,6 +414,27 @@ class _Difference:
     def result(self) -> TensorCheck:
         count = max(self.count, 1)
         return TensorCheck(self.name, self.equal / count, self.total / count * 256 / self.levels, self.largest)
+
+
+class _Outputs:
+    """How the outputs of file and model go together: by classes, or where they are quantities by their distance."""
+
+    def __init__(self, *, quantities: bool) -> None:
+        self.quantities, self.distances = quantities, Distances()
+        self._predicted, self._wanted = Predictions(), Predictions()
+
+    def add(self, got: Array, want: Array) -> None:
+        if self.quantities:
+            self.distances.add(got, want)
+        else:
+            self._predicted.add(got)
+            self._wanted.add(want)
+
+    def same_prediction(self) -> float | None:
+        if self.quantities:
+            return None
+        found = self._predicted.classes(probability=self._wanted.probability())
+        return float((found == self._wanted.classes()).mean())
 
 
 class _OutputDifference:

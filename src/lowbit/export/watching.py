@@ -82,10 +82,9 @@ _CLASSES = (
 )
 _MARGIN = "label some hundred new samples and check accuracy; if it fell, calibrate again, then train again"
 _AGREEMENT = "calibrate again on new data; if that does not help, give layers more bits or distill on new data"
-
 _OUTPUT = (
-    "if what it tells of did not change where the data come from, look at the preprocessing; if it did, check the error "
-    "on new labels, and train again where it grew"
+    "if what it tells of did not change where the data come from, look at the preprocessing; if it did, check the "
+    "error on new labels, and train again where it grew"
 )
 
 

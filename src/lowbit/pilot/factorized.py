@@ -89,7 +89,14 @@ def untimed(costs: MeasuredCosts) -> list[str]:
 
 
 def make(
-    task: Task, model: nn.Module, calibration: Batches, costs: MeasuredCosts | None, *, seed: int, progress: bool
+    task: Task,
+    model: nn.Module,
+    calibration: Batches,
+    costs: MeasuredCosts | None,
+    *,
+    quantities: bool,
+    seed: int,
+    progress: bool,
 ) -> tuple[nn.Module, Factorization]:
     """A student of `model` with chains as the task says, and what came of it; BatchNorms stay for a task that distills.
 
@@ -111,6 +118,7 @@ def make(
         task.black,
         fold=task.distill is None,
         costs=costs if whole else None,
+        quantities=quantities,
         folder=prepared(task, task.fingerprint if costs is None else fingerprint(task, budgets, costs)),
         seed=seed,
         progress=progress,
@@ -140,6 +148,7 @@ def student_of(
     seed: int,
     fold: bool = True,
     costs: MeasuredCosts | None = None,
+    quantities: bool | None = None,
     folder: Path | None = None,
     progress: bool = True,
 ) -> tuple[nn.Module, Factorization]:
@@ -158,6 +167,7 @@ def student_of(
         norms=norms,
         fold=fold,
         measured_costs=costs,
+        quantities=quantities,
         folder=folder,
         seed=seed,
         progress=progress,

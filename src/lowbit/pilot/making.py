@@ -99,7 +99,14 @@ def _make_post_trained(
         )
         asked = result.recipe
     post_trained, did = post_train(
-        model, asked, batches, level=task.level, widen_most=task.widen_most, seed=seed, progress=progress
+        model,
+        asked,
+        batches,
+        level=task.level,
+        widen_most=task.widen_most,
+        quantities=settings.quantities,
+        seed=seed,
+        progress=progress,
     )
     did = did if curve is None else curved.in_points(did)
     noted, told = origin(post_trained), f"post-training, level {task.level}: {did}"
@@ -142,7 +149,9 @@ def _make_factorized(
     seed, batches = settings.seed, in_batches(data.calibration)
     teacher, model = model, model if bits is None else bits.model
     costs, untimed = _times(task, model, data, settings, progress)
-    student, found = factorized.make(task, model, batches, costs, seed=seed, progress=progress)
+    student, found = factorized.make(
+        task, model, batches, costs, quantities=settings.quantities, seed=seed, progress=progress
+    )
     recipe = factorized.recipe_of(task, found, seed) | ({} if bits is None else bits.section())
     files.write_text(task.folder / "recipe.yaml", yaml.safe_dump(recipe, sort_keys=False))
     if task.distill is None:
