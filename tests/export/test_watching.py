@@ -476,7 +476,7 @@ def test_a_file_is_verified_again_as_quantities(regression: Path, tmp_path: Path
     for name in ("m.onnx", "manifest.json"):
         shutil.copy(regression.parent / name, tmp_path)
     assert verify(tmp_path / "m.onnx", parts(OLD), progress=False).same_prediction is None  # the manifest says so
-    assert verify(tmp_path / "m.onnx", parts(OLD), quantities=False, progress=False).same_prediction is not None
+    assert verify(tmp_path / "m.onnx", parts(OLD), classes=True, progress=False).same_prediction is not None
     verify(tmp_path / "m.onnx", parts(OLD), reference=parts(OLD), progress=False)
     assert profile_of(tmp_path / "m.onnx").distance == profile_of(regression).distance
 

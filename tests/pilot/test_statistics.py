@@ -194,6 +194,7 @@ def test_each_of_several_quantities_has_a_row() -> None:
     ("metric", "labels", "expected"),
     [
         ("r2", None, True),
+        ("cosine", None, True),
         ("accuracy", np.array([0, 1]), False),
         ("agreement", None, False),
         ("m.py:f", np.array([0.5, 3.0]), True),

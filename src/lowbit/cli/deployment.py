@@ -85,8 +85,8 @@ def apply(
     }
     with tempfile.TemporaryDirectory(dir=out) as unverified:
         exported = export_onnx(student, Path(unverified, "model.onnx"), example, opset=opset, provenance=provenance)
-        numbers = True if are_quantities(samples.labels) else None
-        verified = check(exported, samples.batches(100), runtime=checked, float_model=network, quantities=numbers)
+        classes = False if are_quantities(samples.labels) else None
+        verified = check(exported, samples.batches(100), runtime=checked, float_model=network, classes=classes)
         _show_verification(exported.path, verified)
         for name in (exported.path.name, MANIFEST):  # only a file that passed gets its final name
             os.replace(exported.path.with_name(name), out / name)
@@ -127,8 +127,8 @@ def verify(
     samples = spec.open(base, seed)
     samples = samples.take(limit, 0) if len(samples) > limit else samples
     batches = samples.batches(100)
-    numbers = True if are_quantities(samples.labels) else None
-    result = check(file, batches, runtime=checked, reference=batches if renew else None, quantities=numbers)
+    classes = False if are_quantities(samples.labels) else None
+    result = check(file, batches, runtime=checked, reference=batches if renew else None, classes=classes)
     _show_verification(file, result)
     typer.echo("why is it not faster?")
     for line in result.why_not_faster():

@@ -131,7 +131,7 @@ def verify(
     threads: int = 1,
     reference: Batches | None = None,
     float_model: nn.Module | None = None,
-    quantities: bool | None = None,
+    classes: bool | None = None,
     progress: bool = True,
 ) -> Verification:
     """Run a file on real inputs and compare it with what it was made from.
@@ -148,8 +148,8 @@ def verify(
         reference: inputs that later ones are to be compared with, best such that neither trained nor calibrated; those
             in `batches` by default, at no extra pass.
         float_model: what the file replaces; on how many samples of the reference both predict the same is noted too.
-        quantities: whether outputs are quantities, such as a speed, and no class scores: then it is not classes that
-            are compared. By default, if labels in `batches` are floats, or the manifest says so.
+        classes: whether outputs are class scores. False is for quantities, such as a speed, and embeddings, of which
+            values are compared; by default it is so if labels in `batches` are floats, or the manifest says so.
         progress: show a bar on a terminal.
 
     Raises:
@@ -167,7 +167,7 @@ def verify(
             threads=threads,
             reference=reference,
             float_model=float_model,
-            quantities=quantities,
+            classes=classes,
             progress=progress,
         )
 
@@ -196,11 +196,11 @@ def _verify(
     threads: int,
     reference: Batches | None,
     float_model: nn.Module | None,
-    quantities: bool | None,
+    classes: bool | None,
     progress: bool,
 ) -> Verification:
     first, batches = _peeked(batches)
-    quantities = (of_quantities(first) or _noted_quantities(entry)) if quantities is None else quantities
+    quantities = of_quantities(first) or _noted_quantities(entry) if classes is None else not classes
     model = onnx.load(path)
     graph = model.graph
     plain = open_session(path, runtime=runtime, threads=threads)
@@ -464,6 +464,8 @@ def _kernels(graph: onnx.GraphProto, session: Session) -> tuple[dict[str, str], 
         kernel = kernels.get(node.name) or kernels.get(node.output[0], f"{node.op_type} (fused away)")
         layers[node.name] = kernel
         if session.is_integer(kernel) or computes_on_int8_blocks(node, kernel):
+            continue
+        if node.output[0] in wiring.constant:  # computed once, when the runtime loads the file
             continue
         if reason := why_float(node, wiring, kernel):
             floats[node.name] = reason

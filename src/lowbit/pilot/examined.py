@@ -57,7 +57,7 @@ def examine(task: Task, model: nn.Module, made: Made, data: Sources, settings: S
             some,
             runtime=settings.runtime,
             threads=settings.threads,
-            quantities=settings.quantities,
+            classes=settings.classes,
             progress=progress,
         )
     with files.replacing(task.folder / "outputs.npy") as temporary, temporary.open("wb") as stream:
@@ -113,13 +113,13 @@ def examine(task: Task, model: nn.Module, made: Made, data: Sources, settings: S
         output=_output_row(task, made, model, exported.model, data, (outputs, reference), settings, progress),
         features=coded.row(made.coded, test, (outputs, reference), seed=settings.seed) if made.coded else None,
         apart=distance if task.recipe else None,
-        quantities=statistics.quantities(outputs, labels, reference, settings.seed) if settings.quantities else (),
+        quantities=() if settings.classes else statistics.quantities(outputs, labels, reference, settings.seed),
     )
 
 
 def _together(outputs: Array, others: Array, settings: Settings) -> tuple[float | None, float | None]:
     """The share of equal predictions, or of quantities the largest distance."""
-    if settings.quantities:
+    if not settings.classes:
         return None, _distances(outputs, others).largest()
     return float((statistics.predictions(outputs, others) == statistics.predictions(others)).mean()), None
 
@@ -128,7 +128,7 @@ def _beside_float(
     path: Path, outputs: Array, reference: Array, settings: Settings
 ) -> tuple[Score | None, float | None]:
     """The same against the float model, noted in the manifest of the file for `lowbit watch`."""
-    if settings.quantities:
+    if not settings.classes:
         found = _distances(outputs, reference)
         note_distance(path, found)
         return None, found.largest()

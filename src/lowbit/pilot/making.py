@@ -104,7 +104,7 @@ def _make_post_trained(
         batches,
         level=task.level,
         widen_most=task.widen_most,
-        quantities=settings.quantities,
+        classes=settings.classes,
         seed=seed,
         progress=progress,
     )
@@ -150,7 +150,7 @@ def _make_factorized(
     teacher, model = model, model if bits is None else bits.model
     costs, untimed = _times(task, model, data, settings, progress)
     student, found = factorized.make(
-        task, model, batches, costs, quantities=settings.quantities, seed=seed, progress=progress
+        task, model, batches, costs, classes=settings.classes, seed=seed, progress=progress
     )
     recipe = factorized.recipe_of(task, found, seed) | ({} if bits is None else bits.section())
     files.write_text(task.folder / "recipe.yaml", yaml.safe_dump(recipe, sort_keys=False))

@@ -87,8 +87,8 @@ class ObstacleRow:
 class VerificationRow:
     """How the exported file compared with the fake-quantized model on real inputs, and why it is not faster.
 
-    Of outputs that are quantities `same_prediction` is None, and `apart` the root mean square difference in standard
-    deviations of the model's, the largest of theirs.
+    Where outputs are quantities or embeddings, which predict no class, `same_prediction` is None, and `apart` the root
+    mean square difference in standard deviations of the model's, the largest of theirs.
     """
 
     runtime: str

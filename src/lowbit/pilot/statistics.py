@@ -322,8 +322,11 @@ def rmse_of_each(outputs: Array, targets: Array) -> npt.NDArray[np.float64]:
 
 
 def are_quantities(metric: str, labels: Array | None) -> bool:
-    """Whether outputs are quantities, as far as a metric and labels tell: r2, or an own metric of targets in floats."""
-    if metric == "r2":
+    """Whether outputs are quantities or embeddings, which predict no class, as far as a metric and labels tell.
+
+    So they are with r2 and cosine, and with an own metric of targets in floats.
+    """
+    if metric in ("r2", "cosine"):
         return True
     return is_own(metric) and labels is not None and labels.dtype.kind == "f" and not np.isin(labels, (0, 1)).all()
 

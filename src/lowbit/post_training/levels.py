@@ -80,7 +80,7 @@ def post_train(
     *,
     level: Level = "balanced",
     widen_most: int = 0,
-    quantities: bool | None = None,
+    classes: bool | None = None,
     seed: int = 0,
     progress: bool = True,
 ) -> tuple[nn.Module, PostTraining]:
@@ -93,8 +93,8 @@ def post_train(
             widen; the others hold them.
         level: how much time it may take.
         widen_most: let so many tensors at most go to 16 bits where that brings the outputs closer; see `widen`.
-        quantities: whether outputs are quantities and no class scores, so that nothing is told of equal predictions;
-            by default, if labels in `batches` are floats.
+        classes: whether outputs `[N, C]` are class scores, so that equal predictions are counted; by default, unless
+            labels in `batches` are floats.
         seed: draws the batches of `tune`.
         progress: show bars on a terminal.
 
@@ -120,8 +120,8 @@ def post_train(
     held_out = held[::8]
     calibrating = [batch for i, batch in enumerate(held) if i % 8]
     target = outputs_of(copy.deepcopy(model).eval(), held_out)
-    no_classes = of_quantities(held) if quantities is None else quantities
-    scores = not no_classes and all(one.dim() == 2 and one.shape[1] > 1 for one in target)
+    predict = not of_quantities(held) if classes is None else classes
+    scores = predict and all(one.dim() == 2 and one.shape[1] > 1 for one in target)
     steps: list[Step] = []
 
     def done(name: str, began: float, student: nn.Module) -> nn.Module:
