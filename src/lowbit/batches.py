@@ -88,6 +88,16 @@ def labels_of(batch: Batch) -> Tensor | None:
     return batch[1] if isinstance(batch, Sequence) and len(batch) > 1 else None
 
 
+def are_quantities(labels: Tensor | None) -> bool:
+    """Whether labels are quantities to be met and no classes: floats that are not all 0 or 1."""
+    return labels is not None and labels.is_floating_point() and not bool(((labels == 0) | (labels == 1)).all())
+
+
+def of_quantities(batches: Iterable[Batch]) -> bool:
+    """Whether the labels of some batch say that a model of these returns quantities; without labels nothing does."""
+    return any(are_quantities(labels_of(batch)) for batch in batches)
+
+
 def accelerator() -> torch.device:
     """Where models run that nobody placed: the machine's accelerator, else the CPU."""
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")

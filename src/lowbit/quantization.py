@@ -15,7 +15,7 @@ from torch import fx, nn
 
 from lowbit import graph
 from lowbit.batches import Batch, Batches, call, expect_batches, finite_batches, inputs_of, size_of
-from lowbit.errors import CalibrationError, DataWarning, LayerError
+from lowbit.errors import CalibrationError, DataWarning, LayerError, LowbitError
 from lowbit.formats import FLOAT
 from lowbit.inputs import InputStatistics, InputWatch
 from lowbit.layers import (
@@ -130,6 +130,19 @@ def _takes_factors(model: nn.Module, name: str, rule: Rule) -> bool:
     return rule.weights is None or takes_factors(model.get_submodule(name), rule.weights, rule.granularity)
 
 
+def expect_quantizers(student: nn.Module, error: type[LowbitError] = CalibrationError) -> None:
+    """Refuse a float network where a student is expected: nothing of it is low-bit, whatever is done to it.
+
+    Raises:
+        CalibrationError: it has no quantizers; another `error` where that was given.
+    """
+    if not any(isinstance(module, (Quantized, Quantizer)) for module in student.modules()):
+        raise error(
+            f"{type(student).__name__} has no quantizers, expected a quantized copy of the model; call "
+            "lb.quantize(model, recipe) first"
+        )
+
+
 def calibrate(student: nn.Module, batches: Batches, *, progress: bool = True) -> None:
     """Set the scales of all activation quantizers, in place, from what `batches` send through the model.
 
@@ -141,10 +154,12 @@ def calibrate(student: nn.Module, batches: Batches, *, progress: bool = True) ->
         progress: show a bar on a terminal.
 
     Raises:
-        CalibrationError: no batches, NaN or infinite inputs or activations, or a quantizer that saw no data.
+        CalibrationError: a model that `quantize` did not make, no batches, NaN or infinite inputs or activations, or a
+            quantizer that saw no data.
         DataError: one tensor instead of batches, or batches that the model does not take.
     """
     expect_batches(batches)
+    expect_quantizers(student)
     quantizers = activation_quantizers(student)
     if not quantizers:  # nothing to run for, but what the inputs are is noted
         inputs, count, digest = InputWatch(), 0, hashlib.sha256()

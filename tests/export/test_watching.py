@@ -19,9 +19,11 @@ from torch import Tensor, nn
 from lowbit import files
 from lowbit.drift import Shares
 from lowbit.errors import DataError, RecipeError, VerificationError
+from lowbit.export import watching
 from lowbit.export.codes import CodeRange, code_ranges, code_tensors
 from lowbit.export.onnx import Exported, export_onnx, manifest_entry, note
-from lowbit.export.profiles import Profile, TensorCounts
+from lowbit.export.profiles import Profile, Profiler, TensorCounts
+from lowbit.export.quantities import Distances, values_of
 from lowbit.export.verify import verify
 from lowbit.export.watching import Check, Watched, profile_of, watch
 from lowbit.models import resnet20
@@ -142,6 +144,7 @@ def test_a_single_output_is_read_alike_in_any_batches(probability: bool, tmp_pat
     made = export_onnx(student, tmp_path / "m.onnx", OLD[:2])
     verify(made, [*torch.split(OLD[:20], 1), OLD[20:]], float_model=model, progress=False)
     output = profile_of(made.path).output
+    assert output is not None
     assert output.probability is probability
     floats = export_onnx(model, tmp_path / "floats" / "m.onnx", OLD[:2]).path
     with torch.no_grad():
@@ -220,6 +223,7 @@ def test_a_tensor_without_samples_is_left_out() -> None:
 
 def test_what_the_manifest_keeps(file: Exported) -> None:
     kept = profile_of(file.path)
+    assert kept.output is not None
     outputs = lb_outputs(file.path, OLD)
     counts = dict(zip(kept.output.classes, kept.output.counts, strict=True))
     assert counts == {k: c for k, c in enumerate(np.bincount(outputs.argmax(1), minlength=4).tolist()) if c}
@@ -392,6 +396,109 @@ def test_a_single_output(tmp_path: Path) -> None:
     assert margin.new == pytest.approx(np.median(lb_outputs(made.path, new)), rel=1e-4)
 
 
+# Quantities
+
+
+class Regression(nn.Module):
+    """A speed of about 10 and an angle of about 90, from the brightness of two channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.conv, self.head = nn.Conv2d(3, 8, 3), nn.Linear(8, 2)
+        with torch.no_grad():
+            self.head.weight[1] *= 40
+            self.head.bias.copy_(torch.tensor([10.0, 90.0]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.head(torch.relu(self.conv(x)).mean((2, 3))))
+
+
+REGRESSION = Regression().eval()
+
+
+def labelled(data: Tensor) -> list[tuple[Tensor, Tensor]]:
+    with torch.no_grad():
+        return [(part, REGRESSION(part)) for part in parts(data)]
+
+
+@pytest.fixture(scope="module")
+def regression(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    student = quantize(REGRESSION, Recipe.uniform("int8", "int8"))
+    calibrate(student, parts(OLD), progress=False)
+    made = export_onnx(student, tmp_path_factory.mktemp("regression") / "m.onnx", OLD[:2])
+    result = verify(made, labelled(OLD), float_model=REGRESSION, progress=False)
+    assert result.same_prediction is None
+    assert result.apart is not None
+    assert 0 <= result.apart < 0.05
+    assert "of their standard deviation" in result.closeness
+    return made.path
+
+
+def test_of_quantities_values_are_kept_and_no_classes(regression: Path) -> None:
+    kept, outputs = profile_of(regression), lb_outputs(regression, OLD)
+    assert (kept.output, kept.agreement) == (None, None)
+    assert [sum(one.counts) for one in kept.quantities] == [400, 400]
+    for one, values in zip(kept.quantities, outputs.T, strict=True):
+        assert one.edges == pytest.approx(np.quantile(values, np.arange(0.1, 0.95, 0.1)).tolist(), rel=1e-4)
+    with torch.no_grad():
+        wanted = REGRESSION(OLD).numpy().astype(float)
+    squares = ((outputs - wanted) ** 2 / wanted.var(0)).mean(1)
+    assert kept.distance is not None
+    assert kept.distance.mean == pytest.approx(squares.mean(), rel=1e-3)
+    assert kept.distance.spread == pytest.approx(squares.std(ddof=1), rel=1e-3)
+    assert kept.distance.deviations == pytest.approx(wanted.std(0), rel=1e-4)
+    assert Profile.model_validate_json(kept.model_dump_json()) == kept
+
+
+def test_quantities_are_watched_one_by_one(regression: Path, tmp_path: Path) -> None:
+    floats = export_onnx(REGRESSION, tmp_path / "float.onnx", OLD[:2]).path
+    same = seen(regression, images(300, 8), reference=floats)
+    assert not same.drifted
+    assert {"classes", "margin", "agreement"}.isdisjoint(check.kind for check in same.checks)
+    assert [check.where for check in same.checks if check.kind == "output"] == ["0", "1"]
+    brighter = seen(regression, images(300, 8) * 1.5 + 0.5, reference=floats)
+    assert {"output", "distance"} <= kinds(brighter)
+    (distance,) = (check for check in brighter.alarms if check.kind == "distance")
+    assert "standard deviation from the float model's" in distance.told
+
+
+def test_only_the_quantity_that_moved_alarms(regression: Path) -> None:
+    known, profiler = profile_of(regression), Profiler(onnx.load(regression).graph, "onnxruntime", quantities=True)
+    outputs = lb_outputs(regression, images(300, 8)) + np.array([0, 30], np.float32)
+    profiler.tensors.clear()
+    profiler.add(images(300, 8), {}, outputs)
+    checks = watching._quantities(known, profiler)
+    assert [check.effect > check.limit and check.p < 1e-6 for check in checks] == [False, True]
+
+
+def test_a_file_is_verified_again_as_quantities(regression: Path, tmp_path: Path) -> None:
+    for name in ("m.onnx", "manifest.json"):
+        shutil.copy(regression.parent / name, tmp_path)
+    assert verify(tmp_path / "m.onnx", parts(OLD), progress=False).same_prediction is None  # the manifest says so
+    assert verify(tmp_path / "m.onnx", parts(OLD), classes=True, progress=False).same_prediction is not None
+    verify(tmp_path / "m.onnx", parts(OLD), reference=parts(OLD), progress=False)
+    assert profile_of(tmp_path / "m.onnx").distance == profile_of(regression).distance
+
+
+def test_distances_in_batches_are_those_at_once() -> None:
+    generator = np.random.default_rng(0)
+    wanted = generator.normal(size=(50, 3, 4, 4)) * np.array([1, 10, 100])[:, None, None] + 1000
+    found = wanted + generator.normal(size=wanted.shape)
+    whole, split = Distances(), Distances()
+    whole.add(found, wanted)
+    for part in (slice(0, 7), slice(7, 30), slice(30, 50)):
+        split.add(found[part], wanted[part])
+    deviations = wanted.std((0, 2, 3))
+    assert split.deviations() == pytest.approx(deviations)
+    assert split.of_samples() == pytest.approx(whole.of_samples())
+    assert whole.largest() == pytest.approx(((found - wanted)[:, 0] ** 2).mean() ** 0.5 / deviations[0])
+    assert values_of(wanted.astype(np.float32)) == pytest.approx(wanted.mean((2, 3)), rel=1e-5)
+    assert values_of(generator.normal(size=(5, 384))).shape == (5, 32)
+    with pytest.raises(DataError, match="returns"):
+        whole.add(found[:, :2], wanted)
+
+
 # The manifest
 
 
@@ -451,6 +558,8 @@ def test_verifying_again_keeps_what_was_noted_unless_told_so(copied: Path) -> No
         ({"inputs": {"input": {"mean": [0.0], "covariance": []}}}, "covariance has 0 numbers, expected 1"),
         ({"inputs": {"input": {"mean": [0.0], "covariance": [-1.0]}}}, "covariance has a variance below 0"),
         ({"agreement": {"same": 3, "samples": 2}}, "3 of 2 samples agree"),
+        ({"output": None}, "expected an output, of class scores, or quantities"),
+        ({"output": None, "quantities": [{"edges": [], "counts": [3]}]}, "3 values of quantity 0 in 400 samples"),
         ({"output": {"classes": [1], "counts": [], "others": 0, "edges": [], "margins": [0]}}, "not one a class"),
     ],
 )

@@ -188,9 +188,12 @@ def test_labels_are_learned_where_they_are_asked_for() -> None:
         distill(student, model, batches, loss="labels", **options)  # type: ignore[arg-type]
 
 
-def test_without_quantizers_the_student_is_its_teacher() -> None:
+def test_with_quantizers_that_round_nothing_the_student_is_its_teacher() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(36, 8), nn.ReLU(), nn.Linear(8, 4)).eval()
-    finished, result = distill(copy.deepcopy(model), model, images(), epochs=2, optimizer="sgd", progress=False)
+    student = student_of(model, images())
+    for quantizer in [m for m in student.modules() if isinstance(m, Quantizer)]:
+        quantizer.register_forward_hook(lambda _, args, output: args[0])  # as with 32 bits
+    finished, result = distill(student, model, images(), epochs=2, optimizer="sgd", progress=False)
     assert (result.before, result.after) == (1, 1)
     assert max(epoch.loss for epoch in result.epochs) < 1e-12
     assert torch.allclose(finished(images()[0]), model(images()[0]), atol=1e-6)
@@ -558,3 +561,40 @@ def test_pact_without_clipping_is_told() -> None:
     big = [100 * x for x in images()]
     with pytest.warns(TrainingWarning, match=r"PACT learns \d ranges beyond 10"):
         trained(big, quantizer="pact", epochs=1)
+
+
+# Regressions
+
+
+def regression() -> tuple[nn.Module, list[tuple[Tensor, Tensor]]]:
+    """Two outputs of different units, and batches with float labels."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 2)).eval()
+    x = torch.randn(96, 6, generator=generator())
+    return model, [(part, model(part).detach() + torch.tensor([0.0, 20.0])) for part in torch.split(x, 16)]
+
+
+def test_the_default_loss_of_a_regression_is_mse() -> None:
+    model, labelled = regression()
+    student = student_of(model, labelled, "int4", "int8")
+    options: dict[str, Any] = {"epochs": 1, "batch_size": 16, "progress": False, "seed": 0}
+    assert distill(student, model, labelled, **options)[1].loss == "mse"
+    plain = [x for x, _ in labelled]
+    assert distill(student, model, plain, **options)[1].loss == "kl"  # nothing tells them from class scores
+    hot = [(x, torch.nn.functional.one_hot(y.argmax(1), 2).float()) for x, y in labelled]
+    assert distill(student, model, hot, **options)[1].loss == "kl"
+    one = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 1)).eval()
+    assert distill(student_of(one, plain, "int4", "int8"), one, plain, **options)[1].loss == "mse"
+    with pytest.warns(TrainingWarning, match=r"takes outputs for class scores.*give loss='mse'"):
+        assert distill(student, model, labelled, loss="kl", **options)[1].loss == "kl"
+
+
+def test_a_student_without_quantizers_is_refused() -> None:
+    model, labelled = regression()
+    with pytest.raises(TrainingError, match=r"has no quantizers.*call lb.quantize"):
+        distill(model, model, labelled, progress=False)
+    with pytest.raises(CalibrationError, match="has no quantizers"):
+        lb.calibrate(model, labelled, progress=False)
+    for verb in (lb.round_weights, lb.correct_moments, lb.tune, lb.reconstruct, lb.fit_scales):
+        with pytest.raises(CalibrationError, match="has no quantizers"):
+            verb(model, model, labelled, progress=False)

@@ -26,7 +26,7 @@ from lowbit.methods.search.sensitivity import by_fisher, by_loss
 from lowbit.methods.search.space import Choice, space_of
 from lowbit.methods.search.supernet import Supernet, float_weights, parts_of
 from lowbit.post_training.correction import reestimate
-from lowbit.quantization import coverage
+from lowbit.quantization import coverage, origin
 from lowbit.recipe import Recipe, Rule
 from lowbit.training.objective import Objective
 
@@ -397,3 +397,14 @@ def test_a_loss_that_is_not_finite_says_so(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_choices_are_kept_apart_by_name() -> None:
     assert str(Choice.parse("int4/int8")) != str(Choice.parse("int8/int4"))
+
+
+def test_a_regression_is_searched_by_squared_errors() -> None:
+    model = network()
+    labelled: list[Batch] = [(x, model(x).detach()) for x in batches() if isinstance(x, Tensor)]
+    options: dict[str, Any] = {"by": "knapsack", "epochs": 1, "batch_size": 16, "recipe": RECIPE, "progress": False}
+    student, found = search(model, labelled, CHOICES, Budget(like="int4", share=0.7), **options)
+    assert found.after < 1  # 1 less the relative error, no share of equal predictions
+    noted = origin(student)
+    assert noted is not None
+    assert any("loss=mse" in step for step in noted.steps)

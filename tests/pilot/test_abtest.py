@@ -278,9 +278,10 @@ def test_r2_by_the_paired_bootstrap() -> None:
     assert found.metric == "r2"
     assert (found.a.value, found.b.value) == pytest.approx(r2)
     assert found.verdict == "equivalent"
-    change = (b - labels) ** 2 - (a - labels) ** 2
+    change = ((b - labels) ** 2 - (a - labels) ** 2) / labels.var()  # so that their mean is the loss of r2
     assert [row.index for row in found.differences[:5]] == np.argsort(-change)[:5].tolist()
     assert found.differences[0].change == pytest.approx(change.max())
+    assert np.mean(change) == pytest.approx(-found.effect.value)
     worse = lb.compare(a, labels + 0.6 * generator.normal(size=500), labels)
     assert worse.verdict == "worse"
     assert lb.compare(a, b, labels, seed=1).effect != lb.compare(a, b, labels, seed=2).effect
@@ -456,7 +457,7 @@ def test_an_effect_on_the_margin_cannot_be_planned() -> None:
         ([1.0, 2], [np.nan, 1], None, {}, "B holds NaN in 1 of 2 samples, first in row 0; check model and data"),
         ([1.0, 2], [0, 1], [0.5, np.nan], {}, "labels holds NaN in 1 of 2 samples, first in row 1"),
         ([1.0, np.inf], [0, 1.5], [0.5, 1], {}, "metric r2: A holds text or infinity, expected numbers"),
-        ([1.0, 2], [1, 1.5], [0.5, 0.5], {}, "metric 'r2' is nan on 2 samples, expected a number"),
+        ([1.0, 2], [1, 1.5], [0.5, 0.5], {}, "metric r2: all targets are equal in 2 samples, so it"),
         ([[1.0, 2], [2, 3]], [1, 1.5], [0.5, 1.5], {"metric": "r2"}, "metric r2: got outputs [2, 2] and labels [2]"),
         ([1 + 2j, 2], [1, 1.5], [0, 1], {}, "A: got complex128, expected numbers, classes or text"),
         ([1, 0], [0, 1], None, {"margin": 0}, "margin is 0, expected a number above 0"),

@@ -140,6 +140,73 @@ def test_r2_by_hand() -> None:
     assert score("r2", targets, targets, targets, 0).value == 1
 
 
+def driving(count: int = 400) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Targets of a speed in m/s and of a turn in deg/s, whose squares are a hundred times as large; float outputs."""
+    generator = np.random.default_rng(0)
+    targets = np.stack([generator.normal(10, 2, count), generator.normal(0, 20, count)], 1)
+    return targets, targets + generator.normal(size=targets.shape) * np.array([0.1, 1.0])
+
+
+def test_r2_of_several_outputs_is_their_mean() -> None:
+    targets, floats = driving()
+    lost = floats.copy()
+    lost[:, 0] = targets[:, 0].mean()  # of all squared errors together this is a hundredth
+    of_each = 1 - ((lost - targets) ** 2).sum(0) / ((targets - targets.mean(0)) ** 2).sum(0)
+    assert of_each == pytest.approx([0, 0.997], abs=1e-3)
+    assert score("r2", lost, targets, floats, 0).value == pytest.approx(of_each.mean())
+    assert statistics.r2_of_each(lost, targets) == pytest.approx(of_each)
+    gap = difference("r2", lost, targets, floats, 0)
+    assert gap.value == pytest.approx(-0.5, abs=0.01)
+    assert statistics.relative_errors(lost, targets).mean() == pytest.approx(1 - of_each.mean())
+
+
+def test_r2_of_maps_has_one_sum_a_channel() -> None:
+    targets, floats = (one.reshape(20, 20, 2).transpose(0, 2, 1).reshape(20, 2, 4, 5) for one in driving())
+    targets[:, :, 0, 0] = floats[:, :, 0, 0] = 0  # a dark corner
+    rest = ((floats - targets) ** 2).sum((0, 2, 3))
+    assert statistics.r2_of_each(floats, targets) == pytest.approx(
+        1 - rest / ((targets - targets.mean(0)) ** 2).sum((0, 2, 3))
+    )
+
+
+def test_each_of_several_quantities_has_a_row() -> None:
+    targets, floats = driving()
+    outputs = floats.copy()
+    outputs[:, 0] += np.random.default_rng(1).normal(size=len(targets)) * 0.2
+    speed, turn = statistics.quantities(outputs, targets, floats, 0)
+    assert speed.rmse == pytest.approx(((outputs - targets)[:, 0] ** 2).mean() ** 0.5)
+    assert speed.rmse_float == pytest.approx(((floats - targets)[:, 0] ** 2).mean() ** 0.5)
+    assert speed.rmse > 2 * speed.rmse_float
+    assert speed.r2 is not None
+    assert speed.r2_float is not None
+    assert speed.difference is not None
+    assert speed.difference.value == pytest.approx(speed.r2 - speed.r2_float)
+    assert speed.difference.low < speed.difference.value < speed.difference.high < 0
+    assert (turn.rmse, turn.r2) == (turn.rmse_float, turn.r2_float)
+    assert statistics.quantities(outputs[:, :1], targets[:, :1], floats[:, :1], 0) == ()
+    assert statistics.quantities(outputs, targets[:, 0], floats, 0) == ()
+    targets[:, 1] = 3
+    _, flat = statistics.quantities(outputs, targets, floats, 0)
+    assert (flat.r2, flat.difference) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("metric", "labels", "expected"),
+    [
+        ("r2", None, True),
+        ("cosine", None, True),
+        ("accuracy", np.array([0, 1]), False),
+        ("agreement", None, False),
+        ("m.py:f", np.array([0.5, 3.0]), True),
+        ("m.py:f", np.array([1.0, 0.0]), False),
+        ("m.py:f", np.array([2, 3]), False),
+        ("m.py:f", None, False),
+    ],
+)
+def test_what_tells_of_quantities(metric: str, labels: np.ndarray[Any, Any] | None, expected: bool) -> None:
+    assert statistics.are_quantities(metric, labels) is expected
+
+
 def test_r2_interval_holds_the_value_and_is_the_seed_s() -> None:
     generator = np.random.default_rng(0)
     targets = generator.normal(size=200)
@@ -246,7 +313,9 @@ def test_r2_does_not_broadcast() -> None:
 
 
 def test_r2_of_equal_targets_is_not_defined() -> None:
-    assert "'r2' is nan on 3 samples, expected a number" in refusal("r2", np.zeros((3, 1)), np.full(3, 0.1))
+    assert "r2: all targets are equal in 3 samples, so it is not" in refusal("r2", np.zeros((3, 1)), np.full(3, 0.1))
+    targets = np.stack([np.arange(3.0), np.full(3, 0.1)], 1)
+    assert "r2: all targets of output 1 are equal in 3 samples" in refusal("r2", np.zeros((3, 2)), targets)
 
 
 # The user's own metric

@@ -129,6 +129,7 @@ def test_the_file_does_what_the_student_does(tmp_path: Path) -> None:
     model, batches = digits()
     student, _ = post_train(model, RECIPE, batches, progress=False)
     result = verify(export_onnx(student, tmp_path / "m.onnx", batches[0]), batches, progress=False)
+    assert result.same_prediction is not None
     assert result.same_prediction > 0.95
     assert result.unlike_calibration == ()
 
@@ -225,3 +226,16 @@ def test_widened_layers_are_told() -> None:
     assert did.widening is not None
     (wide,) = [tensor for tensor in did.widening.tensors if tensor.widened]
     assert str(did).endswith(f"16-bit inputs for {wide.layers[0]}")
+
+
+def test_a_regression_has_no_equal_predictions() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 2)).eval()
+    x = torch.randn(64, 6)
+    plain, labelled = list(x.split(16)), [(part, model(part).detach()) for part in torch.split(x, 16)]
+    recipe = Recipe.uniform("int8", "int8")
+    assert "same prediction" in str(post_train(model, recipe, plain, progress=False)[1])
+    for batches, classes in ((labelled, None), (plain, False)):
+        _, did = post_train(model, recipe, batches, classes=classes, progress=False)
+        assert "same prediction" not in str(did)
+        assert all(step.agreement is None for step in did.steps)

@@ -16,6 +16,7 @@ from lowbit.pilot.record import (
     HeadRow,
     Kpi,
     OutputRow,
+    QuantityRow,
     RepeatRow,
     Run,
     Score,
@@ -43,6 +44,15 @@ def learned(**fields: Any) -> Trial:
 
 def layer(**fields: Any) -> Trial:
     return replace(CLEAN, layers=(replace(ROWS[0], **fields), *ROWS[1:]))
+
+
+def numbers(speed: float, turn: float, rmse: float = 0.2) -> Trial:
+    """A variant with two outputs, and what these lose of their r2."""
+    rows = [
+        QuantityRow(0.9975 - one, rmse, 0.9975, 0.1, Score(-one, -one - 0.001, -one + 0.001, 10_000))
+        for one in (speed, turn)
+    ]
+    return replace(CLEAN, quantities=tuple(rows), agreement=None, apart=0.1)
 
 
 def verified(**fields: Any) -> Trial:
@@ -151,6 +161,25 @@ CASES: dict[str, tuple[Trial, Trial, str, risks.Severity]] = {  # without, with,
     "failed seed": (seeds(0.9182), seeds(0.9182, error="no memory"), "training failed with 1 seed", "high"),
     "unverified": (CLEAN, scored(verification=None), "was not verified", "high"),
     "predictions": (verified(same_prediction=0.9995), verified(same_prediction=0.99), "the same for 99.00 %", "high"),
+    "an output": (
+        numbers(0.005, 0.005),
+        numbers(0.0088, 0.0),
+        "output 0 loses more than the mean of all outputs tells: its r2 is 0.9887 instead of 0.9975, its RMSE 2.00",
+        "medium",
+    ),
+    "an output with as small an error": (numbers(0.0088, 0.0, 0.105), numbers(0.0088, 0.0), "loses more", "medium"),
+    "distance": (
+        replace(CLEAN, agreement=None, apart=0.1),
+        replace(CLEAN, agreement=None, apart=0.3),
+        "its outputs lie 30.00 % of their spread from the float model's, though its accuracy is close",
+        "medium",
+    ),
+    "outputs of file and model": (
+        verified(same_prediction=None, apart=0.01),
+        verified(same_prediction=None, apart=0.06),
+        "outputs of file and model lie 6.00 % of their spread apart",
+        "high",
+    ),
     "codes": (
         verified(largest_code_difference=1),
         verified(largest_code_difference=3),
@@ -235,6 +264,12 @@ def test_what_weighs_most_comes_first() -> None:
 def test_agreement_as_the_metric_is_no_risk_of_its_own() -> None:
     unlike = replace(CLEAN, agreement=Score(0.9, 0.89, 0.91, 10_000))
     assert risks.of_trial(unlike, replace(AROUND, kpi=Kpi("agreement", 0.8))) == []
+
+
+def test_an_output_beyond_the_tolerance_of_the_mean_weighs_much() -> None:
+    asked = replace(AROUND, kpi=Kpi("r2", tolerance=0.005))
+    (risk,) = [one for one in risks.of_trial(numbers(0.0088, 0.0), asked) if "loses more" in one.what]
+    assert risk.severity == "high"
 
 
 FEW = Score(0.9181, 0.86, 0.95, 200)

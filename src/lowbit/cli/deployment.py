@@ -40,7 +40,7 @@ def apply(
     --data calibration.npz
     """
     from lowbit import models
-    from lowbit.batches import on_accelerator, without_labels
+    from lowbit.batches import are_quantities, on_accelerator, without_labels
     from lowbit.export.onnx import MANIFEST, export_onnx
     from lowbit.export.verify import verify as check
     from lowbit.pilot import coded, curved
@@ -85,7 +85,8 @@ def apply(
     }
     with tempfile.TemporaryDirectory(dir=out) as unverified:
         exported = export_onnx(student, Path(unverified, "model.onnx"), example, opset=opset, provenance=provenance)
-        verified = check(exported, samples.batches(100), runtime=checked, float_model=network)
+        classes = False if are_quantities(samples.labels) else None
+        verified = check(exported, samples.batches(100), runtime=checked, float_model=network, classes=classes)
         _show_verification(exported.path, verified)
         for name in (exported.path.name, MANIFEST):  # only a file that passed gets its final name
             os.replace(exported.path.with_name(name), out / name)
@@ -110,6 +111,7 @@ def verify(
 
     Without --data, the data that the manifest names is used.
     """
+    from lowbit.batches import are_quantities
     from lowbit.export.onnx import existing, manifest_entry
     from lowbit.export.verify import verify as check
     from lowbit.pilot.outcomes import noted_data
@@ -125,7 +127,8 @@ def verify(
     samples = spec.open(base, seed)
     samples = samples.take(limit, 0) if len(samples) > limit else samples
     batches = samples.batches(100)
-    result = check(file, batches, runtime=checked, reference=batches if renew else None)
+    classes = False if are_quantities(samples.labels) else None
+    result = check(file, batches, runtime=checked, reference=batches if renew else None, classes=classes)
     _show_verification(file, result)
     typer.echo("why is it not faster?")
     for line in result.why_not_faster():
@@ -143,7 +146,7 @@ def _show_verification(path: Path, result: Verification) -> None:
         table.add_row(layer, kernel, result.stayed_float.get(layer, ""))
     Console().print(table)
     typer.echo(
-        f"verified: predicts as the quantized model on {result.same_prediction:.2%} of the samples; at least "
+        f"verified: {result.closeness}; at least "
         f"{result.same_codes:.4%} of any tensor's codes are equal, the others differ by at most "
         f"{result.largest_code_difference}; kernels: "
         + ", ".join(f"{count} {kernel}" for kernel, count in sorted(result.kernels.items()))

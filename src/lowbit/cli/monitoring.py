@@ -22,7 +22,7 @@ def watch(
         Path | None, typer.Option("--reference", help="The float model as an ONNX file, to compare predictions with.")
     ] = None,
     margin: Annotated[
-        float, typer.Option("--margin", help="By how much agreement with --reference may fall, a share.")
+        float, typer.Option("--margin", help="By how much agreement with --reference may fall (or distance grow).")
     ] = 0.02,
     runtime: Annotated[
         str | None, typer.Option("--runtime", help="onnxruntime or openvino; default what it was verified in.")
@@ -33,8 +33,9 @@ def watch(
     """Does an exported file still see what it was made for? Compare new data with what the manifest says.
 
     Inputs, how often each code of each tensor comes, what is cut off, predicted classes, their margin, and with
-    --reference how often the file predicts as the float model (a pilot writes that to variants/float/model.onnx). A
-    difference alarms if it is large and sure. Exit status 0 without drift, 1 with, 2 for an error.
+    --reference how often the file predicts as the float model (a pilot writes that to variants/float/model.onnx). Of a
+    regression: the values of each output, and with --reference how far they lie from the float model's. A difference
+    alarms if it is large and sure. Exit status 0 without drift, 1 with, 2 for an error.
 
     **Example**: lowbit watch model.onnx --data new.npz --json watch.json
     """

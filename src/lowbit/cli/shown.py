@@ -16,7 +16,13 @@ if TYPE_CHECKING:
     from lowbit.pilot.record import CheckRow, Run, Trial
     from lowbit.report.figures import Metric
 
-_EXPENDABLE = ("ms", "agrees", "BOPs", "MB")  # columns that go first where a table is wider than the terminal
+_EXPENDABLE = (
+    "ms",
+    "agrees",
+    "distance",
+    "BOPs",
+    "MB",
+)  # columns that go first where a table is wider than the terminal
 
 
 def show_run(run: Run, folder: Path) -> None:
@@ -50,7 +56,10 @@ def _columns(run: Run, metric: Metric) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {"variant": [t.name for t in run.trials], "verdict": [t.verdict for t in run.trials]}
     found[run.kpi.metric] = [_plain(metric.value(t.score.value)) if t and t.score else "" for t in scored]
     found["95 % interval"] = [_plain(metric.interval(t.score)) if t and t.score else "" for t in scored]
-    found["agrees"] = [f"{t.agreement.value:.1%}" if t and t.agreement else "" for t in scored]
+    if any(trial.agreement for trial in run.trials):
+        found["agrees"] = [f"{t.agreement.value:.1%}" if t and t.agreement else "" for t in scored]
+    if any(trial.apart is not None for trial in run.trials):  # outputs are numbers
+        found["distance"] = [f"{t.apart:.1%}" if t and t.apart is not None else "" for t in scored]
     found["MB"] = [f"{t.file_bytes / 1e6:.3f}" if t else "" for t in scored]
     found["BOPs"] = [figures.count(t.bops) if t else "" for t in scored]
     for i, row in enumerate(run.trials[0].latencies):

@@ -2,7 +2,8 @@
 
 For every quantized tensor: how often its codes came, in about ten bins of about equal share, and how often the lowest
 and the highest one, where numbers are cut off. For the inputs: the mean of each channel, and how samples differ in it.
-For the output: how often each class was predicted, and by what margin.
+For the output: how often each class was predicted, and by what margin; or where it is of quantities, how the values of
+each are spread.
 
 A sample is one observation, however many codes it brings. So each share comes with its spread between samples; `drift`
 says what for. Counting takes constant memory: a histogram a sample, of which only sum and products are kept.
@@ -27,6 +28,7 @@ from lowbit.drift import Means, Shares
 from lowbit.errors import DataError, LowbitError
 from lowbit.export.codes import CodeRange, code_ranges, code_tensors, feed_of
 from lowbit.export.predicted import Predictions
+from lowbit.export.quantities import Distances, values_of
 from lowbit.export.runtime import Array, RuntimeName, Session
 from lowbit.progress import track
 
@@ -142,6 +144,52 @@ class OutputProfile(BaseModel):
 
 
 @final
+class QuantityProfile(BaseModel):
+    """How the values of one quantity that the file returns are spread.
+
+    Attributes:
+        edges: its deciles.
+        counts: how often it came below, between and from the edges on, one count more than edges.
+    """
+
+    model_config = _STRICT
+
+    edges: tuple[FiniteFloat, ...]
+    counts: tuple[NonNegativeInt, ...]
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if len(self.counts) != len(self.edges) + 1 or list(self.edges) != sorted(set(self.edges)):
+            raise ValueError("counts do not fit ascending edges")
+        return self
+
+
+@final
+class Distance(BaseModel):
+    """How far quantities that the file returns lie from the float model's; see `lowbit.export.quantities.Distances`.
+
+    Attributes:
+        mean, spread: of the samples' squared distances, which are means over quantities in units of `deviations`.
+        samples: how many.
+        deviations: of the float model's quantities, `[Q]`.
+    """
+
+    model_config = _STRICT
+
+    mean: Spread
+    spread: Spread
+    samples: PositiveInt
+    deviations: tuple[Spread, ...] = Field(min_length=1)
+
+    @staticmethod
+    def measured(found: Distances) -> Distance:
+        """Of all samples that were counted."""
+        deviations = _digits(found.deviations(), 6)
+        mean, spread = spread_of(found.of_samples(np.asarray(deviations)))
+        return Distance(mean=mean, spread=spread, samples=found.samples, deviations=tuple(deviations))
+
+
+@final
 class Agreement(BaseModel):
     """On how many samples the file predicts what the float model predicts."""
 
@@ -159,7 +207,10 @@ class Agreement(BaseModel):
 
 @final
 class Profile(BaseModel):
-    """The manifest's section ``watch``: what a file saw, how many samples of it, in which runtime."""
+    """The manifest's section ``watch``: what a file saw, how many samples of it, in which runtime.
+
+    Class scores have `output` and `agreement` with the float model, others `quantities` and their `distance` from it.
+    """
 
     model_config = _STRICT
 
@@ -167,13 +218,22 @@ class Profile(BaseModel):
     runtime: RuntimeName
     tensors: dict[str, TensorProfile]
     inputs: dict[str, InputProfile]
-    output: OutputProfile
+    output: OutputProfile | None = None
     agreement: Agreement | None = None
+    quantities: tuple[QuantityProfile, ...] = ()
+    distance: Distance | None = None
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        if sum(self.output.margins) != self.samples:
+        if (self.output is None) != bool(self.quantities):
+            raise ValueError("expected an output, of class scores, or quantities, and not both")
+        if self.output is not None and sum(self.output.margins) != self.samples:
             raise ValueError(f"{sum(self.output.margins)} predictions of {self.samples} samples")
+        for number, one in enumerate(self.quantities):
+            if sum(one.counts) != self.samples:
+                raise ValueError(f"{sum(one.counts)} values of quantity {number} in {self.samples} samples")
+        if self.distance is not None and len(self.distance.deviations) != len(self.quantities):
+            raise ValueError("distance does not have a deviation for each quantity")
         return self
 
 
@@ -302,20 +362,24 @@ class Profiler:
     Args:
         graph: of the file.
         runtime: that executes it.
-        float_model: what the file replaces, if its predictions are to be compared.
+        float_model: what the file replaces, if its outputs are to be compared.
+        quantities: whether outputs are quantities, and no class scores.
     """
 
-    def __init__(self, graph: onnx.GraphProto, runtime: RuntimeName, float_model: nn.Module | None = None) -> None:
+    def __init__(
+        self,
+        graph: onnx.GraphProto,
+        runtime: RuntimeName,
+        float_model: nn.Module | None = None,
+        *,
+        quantities: bool = False,
+    ) -> None:
         self.names, self.runtime, self.float_model = code_tensors(graph), runtime, float_model
+        self.quantities, self.distances = quantities, Distances()
         self.tensors = {name: TensorCounts(codes) for name, codes in code_ranges(graph, self.names).items()}
         self.inputs: dict[str, _InputMeans] = {}
         self.predicted, self.wanted = Predictions(), Predictions()
-        self._margins: list[Floats] = []
-
-    @property
-    def samples(self) -> int:
-        """How many were counted."""
-        return sum(map(len, self._margins))
+        self._values: list[Floats] = []
 
     def run(self, session: Session, batches: Batches, *, progress: bool = False) -> None:
         """Count what a session that returns codes (`reading_codes`) sees.
@@ -345,21 +409,33 @@ class Profiler:
         for name, x in [*(("input", a) for a in args), *kwargs.items()]:
             if x.is_floating_point() and x.numel():
                 self.inputs.setdefault(name, _InputMeans()).add(x)
-        self.predicted.add(output)
-        self._margins.append(_margins(output))
+        self._values.append(values_of(output) if self.quantities else _margins(output)[:, None])
+        if not self.quantities:
+            self.predicted.add(output)
         if self.float_model is not None:
             with torch.no_grad():
-                self.wanted.add(output_tensor(call(self.float_model, batch)).cpu().numpy())
+                self.compare(output, output_tensor(call(self.float_model, batch)).cpu().numpy())
 
-    def margins(self) -> Floats:
-        """By how much the predicted class was ahead, of each sample, `[n]`.
+    def compare(self, output: Array, wanted: Array) -> None:
+        """Take what the float model returns for a batch into account, beside what the file does.
+
+        Raises:
+            DataError: quantities of different shapes.
+        """
+        if self.quantities:
+            self.distances.add(output, wanted)
+        else:
+            self.wanted.add(wanted)
+
+    def values(self) -> Floats:
+        """Of each sample the quantities, `[n, Q]`, or by how much the predicted class was ahead, `[n, 1]`.
 
         Raises:
             DataError: no samples.
         """
-        if not self._margins:
+        if not self._values:
             raise DataError("got no samples to watch; give at least one batch")
-        return np.concatenate(self._margins)
+        return np.concatenate(self._values)
 
     def counted(self) -> dict[str, TensorCounts]:
         """The tensors whose samples could be told apart, by name."""
@@ -371,16 +447,11 @@ class Profiler:
         Raises:
             DataError: no samples.
         """
-        margins = self.margins()
-        edges = sorted(set(_digits(np.quantile(margins, np.arange(1, 10) / 10), 6)))
-        probability = self.predicted.probability() if self.float_model is None else self.wanted.probability()
-        found = self.predicted.classes(probability=probability)
-        counts = Counter(found.tolist())
-        most = counts.most_common(_CLASSES)
-        same = int((found == self.wanted.classes()).sum()) if self.float_model is not None else 0
+        values = self.values()
         lower = {name: np.tril_indices(len(seen.means().mean)) for name, seen in self.inputs.items()}
+        compared = self.float_model is not None
         return Profile(
-            samples=len(margins),
+            samples=len(values),
             runtime=self.runtime,
             tensors={name: counts.profile() for name, counts in self.counted().items()},
             inputs={
@@ -390,21 +461,47 @@ class Profiler:
                 )
                 for name, seen in self.inputs.items()
             },
-            output=OutputProfile(
-                classes=tuple(one for one, _ in most),
-                counts=tuple(count for _, count in most),
-                others=counts.total() - sum(count for _, count in most),
-                edges=tuple(edges),
-                margins=tuple(binned(margins, edges)),
-                probability=probability if self.predicted.single else None,
-            ),
-            agreement=None if self.float_model is None else Agreement(same=same, samples=len(margins)),
+            output=None if self.quantities else self._output(values[:, 0]),
+            agreement=self._agreement() if compared and not self.quantities else None,
+            quantities=tuple(map(_quantity, values.T)) if self.quantities else (),
+            distance=Distance.measured(self.distances) if compared and self.quantities else None,
         )
 
+    def _output(self, margins: Floats) -> OutputProfile:
+        probability = self.predicted.probability() if self.float_model is None else self.wanted.probability()
+        counts = Counter(self.predicted.classes(probability=probability).tolist())
+        most, edges = counts.most_common(_CLASSES), _deciles(margins)
+        return OutputProfile(
+            classes=tuple(one for one, _ in most),
+            counts=tuple(count for _, count in most),
+            others=counts.total() - sum(count for _, count in most),
+            edges=tuple(edges),
+            margins=tuple(binned(margins, edges)),
+            probability=probability if self.predicted.single else None,
+        )
 
-def binned(margins: Floats, edges: Sequence[float]) -> list[int]:
-    """How many margins lie below, between and from the edges on; one count more than edges."""
-    places = np.searchsorted(np.asarray(edges), margins, side="right")
+    def _agreement(self) -> Agreement:
+        found = self.predicted.classes(probability=self.wanted.probability())
+        return Agreement(same=int((found == self.wanted.classes()).sum()), samples=len(found))
+
+
+def spread_of(distances: Floats) -> tuple[float, float]:
+    """Mean of the samples' squared distances, and their deviation between samples."""
+    return float(distances.mean()), float(distances.std(ddof=1)) if len(distances) > 1 else 0.0
+
+
+def _quantity(values: Floats) -> QuantityProfile:
+    edges = _deciles(values)
+    return QuantityProfile(edges=tuple(edges), counts=tuple(binned(values, edges)))
+
+
+def _deciles(values: Floats) -> list[float]:
+    return sorted(set(_digits(np.quantile(values, np.arange(1, 10) / 10), 6)))
+
+
+def binned(values: Floats, edges: Sequence[float]) -> list[int]:
+    """How many values lie below, between and from the edges on; one count more than edges."""
+    places = np.searchsorted(np.asarray(edges), values, side="right")
     return [int(count) for count in np.bincount(places, minlength=len(edges) + 1)]
 
 

@@ -25,6 +25,7 @@ are off by more on average than `TOLERANCES` grants the runtime, in units of 1/2
 from __future__ import annotations
 
 import contextlib
+import itertools
 import tempfile
 import warnings
 from collections import Counter
@@ -38,7 +39,7 @@ import torch
 from torch import Tensor, nn
 
 from lowbit import files
-from lowbit.batches import Batch, Batches, call, output_tensor, size_of
+from lowbit.batches import Batch, Batches, call, of_quantities, output_tensor, size_of
 from lowbit.environment import this_processor
 from lowbit.errors import DataError, DataWarning, LowbitError, VerificationError
 from lowbit.export.advice import LAYERS, Obstacle, Wiring, computes_on_int8_blocks, obstacles, why_float
@@ -46,6 +47,7 @@ from lowbit.export.codes import code_tensors, feed_of, levels_of, reading_codes,
 from lowbit.export.onnx import Exported, described, note
 from lowbit.export.predicted import Predictions
 from lowbit.export.profiles import Profiler
+from lowbit.export.quantities import Distances
 from lowbit.export.runtime import Array, RuntimeName, Session, open_session
 from lowbit.inputs import InputStatistics, InputWatch, differences
 from lowbit.ops import dequantize
@@ -80,14 +82,15 @@ class Verification:
     """How a file ran: `tensors` in the order of the graph; `layers` maps each layer to the kernel that really ran.
 
     `stayed_float` lists layers that do not run on integers, each with the reason. `same_prediction` compares the
-    largest output of each sample, a single one as `lowbit.export.predicted.Predictions` reads it.
+    largest output of each sample, a single one as `lowbit.export.predicted.Predictions` reads it; of outputs that are
+    quantities it is None, and `apart` the root mean square difference in standard deviations, the largest of theirs.
     `mean_output_difference` is what the stretch behind the last codes adds, in 1/256 of the outputs' range. `obstacles`
     say why the file is not faster, and `unlike_calibration` how inputs differ from those that calibrated.
     """
 
     runtime: str
     samples: int
-    same_prediction: float
+    same_prediction: float | None
     largest_output_difference: float
     tensors: tuple[TensorCheck, ...]
     layers: dict[str, str]
@@ -96,6 +99,14 @@ class Verification:
     mean_output_difference: float
     obstacles: tuple[Obstacle, ...]
     unlike_calibration: tuple[str, ...] = ()
+    apart: float | None = None
+
+    @property
+    def closeness(self) -> str:
+        """How file and model go together at the outputs, in words."""
+        if self.same_prediction is None:
+            return f"outputs differ from the quantized model's by {self.apart or 0:.2%} of their standard deviation"
+        return f"predicts as the quantized model on {self.same_prediction:.2%} of the samples"
 
     @property
     def same_codes(self) -> float:
@@ -120,6 +131,7 @@ def verify(
     threads: int = 1,
     reference: Batches | None = None,
     float_model: nn.Module | None = None,
+    classes: bool | None = None,
     progress: bool = True,
 ) -> Verification:
     """Run a file on real inputs and compare it with what it was made from.
@@ -136,6 +148,8 @@ def verify(
         reference: inputs that later ones are to be compared with, best such that neither trained nor calibrated; those
             in `batches` by default, at no extra pass.
         float_model: what the file replaces; on how many samples of the reference both predict the same is noted too.
+        classes: whether outputs are class scores. False is for quantities, such as a speed, and embeddings, of which
+            values are compared; by default it is so if labels in `batches` are floats, or the manifest says so.
         progress: show a bar on a terminal.
 
     Raises:
@@ -153,6 +167,7 @@ def verify(
             threads=threads,
             reference=reference,
             float_model=float_model,
+            classes=classes,
             progress=progress,
         )
 
@@ -181,15 +196,18 @@ def _verify(
     threads: int,
     reference: Batches | None,
     float_model: nn.Module | None,
+    classes: bool | None,
     progress: bool,
 ) -> Verification:
+    first, batches = _peeked(batches)
+    quantities = of_quantities(first) or _noted_quantities(entry) if classes is None else not classes
     model = onnx.load(path)
     graph = model.graph
     plain = open_session(path, runtime=runtime, threads=threads)
     kept = isinstance(exported, Exported) or reference is not None or not entry.get("watch")
-    profiler = Profiler(graph, runtime, float_model)
+    profiler = Profiler(graph, runtime, float_model, quantities=quantities)
     samples, largest = 0, 0.0
-    predicted, wanted = Predictions(), Predictions()
+    outputs = _Outputs(quantities=quantities)
     with tempfile.TemporaryDirectory() as folder:
         compared = without_int8_blocks(path, Path(folder, "float_blocks.onnx"))
         float_blocks = plain if compared == path else open_session(compared, runtime=runtime, threads=threads)
@@ -215,8 +233,7 @@ def _verify(
             in_float = got if float_blocks is plain else float_blocks.run(feed)[0]
             unread.add(in_float, by_tensor[plain.outputs[0]])
             blocks.add(got, in_float)
-            predicted.add(got)
-            wanted.add(want)
+            outputs.add(got, want)
             largest = max(largest, float(np.abs(got.astype(np.float64) - want.astype(np.float64)).max()))
             samples += size_of(batch)
             if kept and reference is None:
@@ -229,7 +246,7 @@ def _verify(
     result = Verification(
         runtime,
         samples,
-        float((predicted.classes(probability=wanted.probability()) == wanted.classes()).mean()),
+        outputs.same_prediction(),
         largest,
         tuple(check.result() for check in checks.values()),
         layers,
@@ -238,6 +255,7 @@ def _verify(
         last.result(),
         obstacles(model, plain, layers, floats, this_processor()),
         differences(_calibration_inputs(entry), seen.statistics()),
+        outputs.distances.largest() if quantities else None,
     )
     for difference in result.unlike_calibration:
         warnings.warn(f"{path.name}: {difference}", DataWarning, stacklevel=3)
@@ -250,11 +268,25 @@ def _verify(
     return result
 
 
+def _peeked(batches: Batches) -> tuple[list[Batch], Batches]:
+    """The first batch, if there is one, and all of them."""
+    rest = iter(batches)
+    first = list(itertools.islice(rest, 1))
+    return first, itertools.chain(first, rest)
+
+
+def _noted_quantities(entry: Mapping[str, object]) -> bool:
+    """Whether the manifest tells of outputs that are quantities."""
+    before = entry.get("watch")
+    return isinstance(before, dict) and bool(before.get("quantities"))
+
+
 def _keep(path: Path, profiler: Profiler, entry: Mapping[str, object], *, must: bool) -> None:
-    """Note what the file saw; an agreement noted before stays, unless it was measured again."""
+    """Note what the file saw; how far it is from float, noted before, stays, unless it was measured again."""
     before, seen = entry.get("watch"), profiler.profile().model_dump(mode="json")
     if isinstance(before, dict) and profiler.float_model is None:
-        seen["agreement"] = before.get("agreement")
+        kept = "distance" if profiler.quantities else "agreement"
+        seen[kept] = before.get(kept)
     with contextlib.nullcontext() if must else contextlib.suppress(DataError):  # the folder may be for reading only
         note(path, {"watch": seen})
 
@@ -382,6 +414,27 @@ class _Difference:
     def result(self) -> TensorCheck:
         count = max(self.count, 1)
         return TensorCheck(self.name, self.equal / count, self.total / count * 256 / self.levels, self.largest)
+
+
+class _Outputs:
+    """How the outputs of file and model go together: by classes, or where they are quantities by their distance."""
+
+    def __init__(self, *, quantities: bool) -> None:
+        self.quantities, self.distances = quantities, Distances()
+        self._predicted, self._wanted = Predictions(), Predictions()
+
+    def add(self, got: Array, want: Array) -> None:
+        if self.quantities:
+            self.distances.add(got, want)
+        else:
+            self._predicted.add(got)
+            self._wanted.add(want)
+
+    def same_prediction(self) -> float | None:
+        if self.quantities:
+            return None
+        found = self._predicted.classes(probability=self._wanted.probability())
+        return float((found == self._wanted.classes()).mean())
 
 
 class _OutputDifference:

@@ -3,7 +3,7 @@
 `verify` keeps in the manifest what the file saw of the data it was made with (`profiles`). Here the same is counted on
 new data, labels not needed, and compared: the inputs, the codes of every quantized tensor, the share of numbers that
 are cut off, the predicted classes and by what margin, and where the float model's file is there too, how often both
-predict the same.
+predict the same. Where outputs are quantities, it is the values of each, and how far they lie from the float model's.
 
 Each check has two thresholds. It alarms only if the difference is large, whatever the number of samples, and sure: in
 fewer than 1 of 1,000 looks at equal data would any check differ so, a chance that Bonferroni divides among them. A
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from dataclasses import replace as replaced
 from pathlib import Path
@@ -41,13 +41,25 @@ from lowbit.errors import DataError
 from lowbit.export.advice import LAYERS, Wiring
 from lowbit.export.codes import reading_codes, without_int8_blocks
 from lowbit.export.onnx import described, existing, note
-from lowbit.export.predicted import Predictions
-from lowbit.export.profiles import Agreement, OutputProfile, Profile, Profiler, TensorCounts, TensorProfile, binned, ran
+from lowbit.export.profiles import (
+    Agreement,
+    Distance,
+    Floats,
+    OutputProfile,
+    Profile,
+    Profiler,
+    TensorCounts,
+    TensorProfile,
+    binned,
+    ran,
+    spread_of,
+)
+from lowbit.export.quantities import Distances
 from lowbit.export.runtime import RuntimeName, open_session
 from lowbit.progress import track
 from lowbit.recipe import validated
 
-Kind = Literal["input", "codes", "clipping", "classes", "margin", "agreement"]
+Kind = Literal["input", "codes", "clipping", "classes", "margin", "agreement", "output", "distance"]
 SURE = 0.001  # chance of any alarm in data that did not change: a monitor looks every day
 ENOUGH = 30  # samples on both sides, below which nothing is called a drift
 APART = 0.5  # standard deviations that the means of an input are apart
@@ -70,6 +82,10 @@ _CLASSES = (
 )
 _MARGIN = "label some hundred new samples and check accuracy; if it fell, calibrate again, then train again"
 _AGREEMENT = "calibrate again on new data; if that does not help, give layers more bits or distill on new data"
+_OUTPUT = (
+    "if what it tells of did not change where the data come from, look at the preprocessing; if it did, check the "
+    "error on new labels, and train again where it grew"
+)
 
 
 @dataclass(frozen=True)
@@ -78,13 +94,13 @@ class Check:
 
     Attributes:
         kind: what is compared.
-        where: the input, the tensor, or empty for outputs.
+        where: the input, the tensor, the quantity of an output, or empty for outputs as a whole.
         effect: how large the difference is, in the unit of `limit`: standard deviations for an input, a population
-            stability index for codes, classes and margin, the share of codes at an end for clipping, and the share by
-            which agreement fell.
+            stability index for codes, classes, margin and output, the share of codes at an end for clipping, the share
+            by which agreement fell, and the standard deviations by which the distance from float grew.
         limit: the effect above which it matters.
         p: chance that equal data differ as much.
-        old, new: the share for clipping and agreement, the median margin, else None.
+        old, new: the share for clipping and agreement, the median of margin and output, the distance, else None.
         low, high: 95 % interval of `new`, where it is a share.
         told: in words what was found.
         remedy: what to do if it is an alarm.
@@ -168,9 +184,11 @@ def watch(
     Args:
         path: an exported and verified file.
         batches: new inputs in any batch form, drawn independently of each other.
-        reference: the float model as an ONNX file; predictions of both are compared, and their agreement with the
-            manifest's, which ``lowbit apply``, ``lowbit pilot`` and `lowbit.verify` with a ``float_model`` note.
-        margin: by how much agreement may fall, a share.
+        reference: the float model as an ONNX file; predictions of both are compared, and their agreement (of
+            quantities: their distance) with the manifest's, which ``lowbit apply``, ``lowbit pilot`` and
+            `lowbit.verify` with a ``float_model`` note.
+        margin: by how much agreement may fall, a share; of quantities, by how much the root mean square distance may
+            grow, in standard deviations of the float model's.
         runtime: what executes the file; by default what it was verified in.
         threads: threads of the runtime.
         progress: show a bar on a terminal.
@@ -187,12 +205,11 @@ def watch(
     known = profile_of(path)
     if reference is not None:
         existing(Path(reference))
-    if reference is not None and known.agreement is None:
+    if reference is not None and known.agreement is None and known.distance is None:
         raise DataError(f"the manifest of {str(path)!r} does not tell how often it agrees with a float model; {_AGAIN}")
     executes = runtime or known.runtime
     graph = onnx.load(path).graph
-    profiler = Profiler(graph, executes)
-    wanted = Predictions()
+    profiler = Profiler(graph, executes, quantities=bool(known.quantities))
     with tempfile.TemporaryDirectory() as folder:
         plain = without_int8_blocks(path, Path(folder, "float_blocks.onnx"))
         copy = reading_codes(plain, Path(folder, "watched.onnx"), forced=False)
@@ -203,13 +220,17 @@ def watch(
             output = by_tensor[session.outputs[0]]
             profiler.add(batch, {name: by_tensor[tensor] for name, tensor in profiler.names.items()}, output)
             if beside is not None:
-                wanted.add(ran(beside, batch)[0])
-    samples = len(profiler.margins())
-    checks = [*_inputs(known, profiler), *_tensors(known, profiler, Wiring(graph)), *_outputs(known, profiler)]
+                profiler.compare(output, ran(beside, batch)[0])
+    samples = len(profiler.values())
+    checks = [*_inputs(known, profiler), *_tensors(known, profiler, Wiring(graph))]
+    checks += _quantities(known, profiler) if known.output is None else _outputs(known.output, known.samples, profiler)
     if beside is not None and known.agreement is not None:
-        read = wanted.probability() if known.output.probability is None else known.output.probability
-        same = profiler.predicted.classes(probability=read) == wanted.classes(probability=read)
+        noted = known.output.probability if known.output else None
+        read = profiler.wanted.probability() if noted is None else noted
+        same = profiler.predicted.classes(probability=read) == profiler.wanted.classes(probability=read)
         checks.append(_agreement(known.agreement, int(same.sum()), samples, margin))
+    if beside is not None and known.distance is not None:
+        checks.append(_distance(known.distance, profiler, margin))
     enough = min(samples, known.samples) >= ENOUGH
     judged = [
         replaced(check, alarm=enough and check.effect > check.limit and check.p * len(checks) < SURE)
@@ -234,8 +255,16 @@ def profile_of(path: Path) -> Profile:
 
 def note_agreement(path: Path, same: int, samples: int) -> None:
     """Note in the manifest of a verified file on how many samples it predicts what the float model predicts."""
-    known = profile_of(path).model_copy(update={"agreement": Agreement(same=same, samples=samples)})
-    note(path, {"watch": known.model_dump(mode="json")})
+    _note(path, {"agreement": Agreement(same=same, samples=samples)})
+
+
+def note_distance(path: Path, found: Distances) -> None:
+    """Note in the manifest of a verified file how far the quantities that it returns lie from the float model's."""
+    _note(path, {"distance": Distance.measured(found)})
+
+
+def _note(path: Path, known: Mapping[str, object]) -> None:
+    note(path, {"watch": profile_of(path).model_copy(update=known).model_dump(mode="json")})
 
 
 # The checks
@@ -294,23 +323,52 @@ def _clipping(name: str, place: str, before: TensorProfile, samples: int, counts
     return found
 
 
-def _outputs(known: Profile, profiler: Profiler) -> list[Check]:
-    output, margins = known.output, profiler.margins()
-    n, m = known.samples, len(margins)
+def _outputs(output: OutputProfile, n: int, profiler: Profiler) -> list[Check]:
+    margins = profiler.values()[:, 0]
+    m = len(margins)
     kinds, old, new = _classes(output, profiler, min(n, m))
     gap = new / m - old / n
     moved = int(np.abs(gap).argmax())
     told = f"{kinds[moved]} is predicted for {new[moved] / m:.2%} of the samples, was for {old[moved] / n:.2%}"
     index = float(stability_index(old / n, new / m))
     classes = Check("classes", "", index, MOVED, float(chi_squared(old / n, n, new / m, m)), told, _CLASSES)
-    before, after = np.asarray(output.margins), np.asarray(binned(margins, output.edges))
-    index = float(stability_index(before / n, after / m))
-    middle, median = _median(output), float(np.median(margins))
     what = "the output" if profiler.predicted.single else "the margin by which the predicted class leads"
+    return [classes, _spread("margin", "", what, (output.edges, output.margins), margins, _MARGIN)]
+
+
+def _quantities(known: Profile, profiler: Profiler) -> list[Check]:
+    """How the values of each quantity are spread."""
+    return [
+        _spread("output", str(i), f"output {i}", (before.edges, before.counts), values, _OUTPUT)
+        for i, (before, values) in enumerate(zip(known.quantities, profiler.values().T, strict=True))
+    ]
+
+
+def _spread(
+    kind: Kind, where: str, what: str, known: tuple[Sequence[float], Sequence[int]], values: Floats, remedy: str
+) -> Check:
+    """One number a sample, against the deciles that it had and how often it came between them."""
+    (edges, counts), m = known, len(values)
+    n, before, after = sum(counts), np.asarray(counts), np.asarray(binned(values, edges))
+    index = float(stability_index(before / n, after / m))
+    middle, median = _median(edges, counts), float(np.median(values))
     told = f"{what} has a stability index of {index:.2f} to what it was: its median is {median:.4g}"
     told += "" if middle is None else f", was {middle:.4g}"
     p = float(chi_squared(before / n, n, after / m, m))
-    return [classes, Check("margin", "", index, MOVED, p, told, _MARGIN, middle, median)]
+    return Check(kind, where, index, MOVED, p, told, remedy, middle, median)
+
+
+def _distance(known: Distance, profiler: Profiler, margin: float) -> Check:
+    """How far quantities lie from the float model's, in the standard deviations that these had."""
+    distances = profiler.distances.of_samples(np.asarray(known.deviations))
+    mean, spread = spread_of(distances)
+    old, new = known.mean**0.5, mean**0.5
+    told = (
+        f"outputs lie {new:.4g} of their standard deviation from the float model's (root mean square), lay {old:.4g} "
+        "from it"
+    )
+    p = rose((known.mean, known.spread, known.samples), (mean, spread, len(distances)))
+    return Check("distance", "", new - old, margin, p, told, _AGREEMENT, old, new)
 
 
 def _classes(output: OutputProfile, profiler: Profiler, samples: int) -> tuple[list[str], np.ndarray, np.ndarray]:
@@ -325,12 +383,12 @@ def _classes(output: OutputProfile, profiler: Profiler, samples: int) -> tuple[l
     return [*names, "another class"], np.array([*before, rest[0]], float), np.array([*after, rest[1]], float)
 
 
-def _median(output: OutputProfile) -> float | None:
-    """The edge nearest to the middle, None where all margins were alike below the only edge."""
-    if not output.edges:
+def _median(edges: Sequence[float], counts: Sequence[int]) -> float | None:
+    """The edge nearest to the middle, None where all values were alike below the only edge."""
+    if not edges:
         return None
-    below = np.cumsum(output.margins)[:-1] / sum(output.margins)
-    return output.edges[int(np.abs(below - 0.5).argmin())]
+    below = np.cumsum(counts)[:-1] / sum(counts)
+    return edges[int(np.abs(below - 0.5).argmin())]
 
 
 def _agreement(known: Agreement, same: int, samples: int, margin: float) -> Check:

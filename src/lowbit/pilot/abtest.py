@@ -11,7 +11,7 @@ tests; docs/compare.md has what was simulated.
 | agreement | B predicts as A, or not | Wilson, less 1 | none: B can only lose |
 | cosine | between the outputs of B and of A | bootstrap, less 1 | none: B can only lose |
 | error | a number, smaller is better | Student's t of the paired differences | none |
-| r2, module:function | of all samples together | paired bootstrap | none |
+| r2 (a mean over outputs), module:function | of all samples together | paired bootstrap | none |
 
 How many samples a decision takes is in `lowbit.pilot.power`.
 

@@ -32,6 +32,7 @@ from lowbit.quantization import freeze
 
 _FOLD = Fold(4)  # the control that needs no training
 _DRAWN = 2000  # points in the record
+_MOST_QUANTITIES = 32  # that have errors of their own
 _RANKED = 200_000  # numbers that a confidence curve is made of
 _NOT_DIRECT = "the float model was the teacher: a direct output trained by its own outputs is what it was"
 _NOT_TRAINED = "the variant was not trained either"
@@ -69,7 +70,8 @@ def row(task: Task, curved: Curved, measured: Measured, *, seed: int, progress: 
     made, choice = curved.made, curved.made.choice
     codec = made.codec or _plain(target)
     against = "labels" if usable else "float model"
-    rows = [ComparedRow("float", _errors(reference, target, codec), None)] if usable else []
+    rows = [ComparedRow("float", _errors(reference, target, codec), None, _each(reference, target, codec))]
+    rows = rows if usable else []
     common: dict[str, Any] = {
         "reason": str(choice) if choice else "",
         "noise": finite(choice.noise) if choice else None,
@@ -78,24 +80,20 @@ def row(task: Task, curved: Curved, measured: Measured, *, seed: int, progress: 
         "against": against,
     }
     if made.codec is None:
-        rows.append(
-            ComparedRow("variant", _errors(measured.found, target, codec), _errors(measured.found, reference, codec))
-        )
+        errors, added = (_errors(measured.found, other, codec) for other in (target, reference))
+        rows.append(ComparedRow("variant", errors, added, _each(measured.found, target, codec)))
         return OutputRow(path="", compared=tuple(rows), left_out={}, **common)
     floats = made.codec.decode(torch.cat(outputs_of(curved.model, measured.test)).float())
-    rows.append(ComparedRow("curve", _errors(floats, target, codec, branches=True), None))
+    rows.append(ComparedRow("curve", _errors(floats, target, codec, branches=True), None, _each(floats, target, codec)))
     left_out: dict[str, str] = {}
     if task.output.controls:
         for control in _controls(task, curved, measured, left_out, seed, progress):
-            rows.append(
-                ComparedRow(
-                    control.what, _errors(control.found, target, codec), _errors(control.found, control.floats, codec)
-                )
-            )
+            errors, added = (_errors(control.found, other, codec) for other in (target, control.floats))
+            rows.append(ComparedRow(control.what, errors, added, _each(control.found, target, codec)))
     for what, found in (("post-trained", measured.before), ("variant", measured.found)):
         if found is not None:
             errors, added = (_errors(found, other, codec, branches=True) for other in (target, floats))
-            rows.append(ComparedRow(what, errors, added))
+            rows.append(ComparedRow(what, errors, added, _each(found, target, codec)))
     points = deployed_points(measured.student, measured.test)
     drawn, curve = _drawn(points, measured.found, target, codec, seed)
     fit = made.fit
@@ -206,6 +204,14 @@ def _errors(found: Tensor, target: Tensor, codec: Codec, *, branches: bool = Fal
     flips = errors.flips if branches else 0.0
     e = errors
     return ErrorsRow(e.count, e.rmse, e.mae, e.robust_sd, e.p999, e.levels, flips, finite(e.structure))
+
+
+def _each(found: Tensor, target: Tensor, codec: Codec) -> tuple[float, ...]:
+    """The RMSE of each quantity `[N, C, ...]` in its own unit, where there are several that can be shown."""
+    if not 2 <= found.shape[1] <= _MOST_QUANTITIES:
+        return ()
+    squares = codec.difference(found.double(), target.double()).square()
+    return tuple(squares.transpose(0, 1).flatten(1).mean(1).sqrt().tolist())
 
 
 def _plain(target: Tensor) -> Codec:

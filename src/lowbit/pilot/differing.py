@@ -21,8 +21,9 @@ class Difference:
     """A sample that the models answer differently; `index` is its row, from 0.
 
     `a` and `b` are predictions, or None where a sample has several numbers. Confidences are the largest probability, by
-    a softmax where outputs are no probabilities yet. `change` is what B adds to the sample's squared error (r2) or
-    error; with cosine it is 1 less that of the two outputs, for an own metric their distance.
+    a softmax where outputs are no probabilities yet. `change` is what B adds to the sample's error, which for r2 is the
+    squared one relative to the variance of the targets, a mean over quantities; with cosine it is 1 less that of the
+    two outputs, for an own metric their distance.
     """
 
     index: int

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,8 +15,9 @@ from lowbit.batches import without_labels
 from lowbit.costs import cost
 from lowbit.errors import DataError, DataWarning
 from lowbit.export.onnx import export_onnx
+from lowbit.export.quantities import Distances
 from lowbit.export.verify import verify
-from lowbit.export.watching import note_agreement
+from lowbit.export.watching import note_agreement, note_distance
 from lowbit.methods.distillation.run import Distillation
 from lowbit.methods.search.run import Search
 from lowbit.pilot import coded, compared, curved, distilled, factorized, searched, statistics
@@ -50,16 +52,21 @@ def examine(task: Task, model: nn.Module, made: Made, data: Sources, settings: S
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DataWarning)  # told in the notes
         some = drawn(test, VERIFIED, settings.seed)
-        verification = verify(exported, some, runtime=settings.runtime, threads=settings.threads, progress=progress)
+        verification = verify(
+            exported,
+            some,
+            runtime=settings.runtime,
+            threads=settings.threads,
+            classes=settings.classes,
+            progress=progress,
+        )
     with files.replacing(task.folder / "outputs.npy") as temporary, temporary.open("wb") as stream:
         np.save(stream, outputs)
     reference = outputs if task.recipe is None else baseline(task.variants)
     labels = None if test.labels is None else test.labels.numpy()
     simulated = model_outputs(exported.model, test, progress)
-    same = float((statistics.predictions(outputs, simulated) == statistics.predictions(simulated)).mean())
-    agreeing = np.asarray(statistics.predictions(outputs, reference) == statistics.predictions(reference))
-    predict = statistics.of_predictions(settings.metric)
-    note_agreement(exported.path, int(agreeing.sum()), len(agreeing))
+    same, apart = _together(outputs, simulated, settings)
+    agreement, distance = _beside_float(exported.path, outputs, reference, settings)
     costs, covered = cost(student, example), coverage(student)
     scoring = Scoring(settings.metric, labels, reference, settings.seed, settings.folder)
     score, gap = scoring.score(outputs), scoring.difference(outputs) if task.recipe else None
@@ -74,7 +81,7 @@ def examine(task: Task, model: nn.Module, made: Made, data: Sources, settings: S
         "misses",  # the verdict is given when the run is put together: the KPI's minimum is no part of a trial
         score=score,
         difference=gap,
-        agreement=statistics.share(agreeing) if task.recipe and predict else None,
+        agreement=agreement if task.recipe else None,
         file=(task.folder / "model.onnx").relative_to(task.variants.parent).as_posix(),
         file_bytes=exported.path.stat().st_size,
         weight_bytes=costs.weight_bytes,
@@ -86,12 +93,13 @@ def examine(task: Task, model: nn.Module, made: Made, data: Sources, settings: S
         verification=VerificationRow(
             settings.runtime,
             len(outputs),
-            same if predict else None,
+            same,
             verification.same_codes,
             verification.largest_code_difference,
             verification.kernels,
             tuple(verification.stayed_float) if task.recipe else (),
             tuple(ObstacleRow(o.where, o.what, o.remedy) for o in verification.obstacles) if task.recipe else (),
+            apart,
         ),
         notes=(
             *made.notes,
@@ -104,7 +112,35 @@ def examine(task: Task, model: nn.Module, made: Made, data: Sources, settings: S
         factorization=factorized.row(made.found) if made.found else None,
         output=_output_row(task, made, model, exported.model, data, (outputs, reference), settings, progress),
         features=coded.row(made.coded, test, (outputs, reference), seed=settings.seed) if made.coded else None,
+        apart=distance if task.recipe else None,
+        quantities=() if settings.classes else statistics.quantities(outputs, labels, reference, settings.seed),
     )
+
+
+def _together(outputs: Array, others: Array, settings: Settings) -> tuple[float | None, float | None]:
+    """The share of equal predictions, or of quantities the largest distance."""
+    if not settings.classes:
+        return None, _distances(outputs, others).largest()
+    return float((statistics.predictions(outputs, others) == statistics.predictions(others)).mean()), None
+
+
+def _beside_float(
+    path: Path, outputs: Array, reference: Array, settings: Settings
+) -> tuple[Score | None, float | None]:
+    """The same against the float model, noted in the manifest of the file for `lowbit watch`."""
+    if not settings.classes:
+        found = _distances(outputs, reference)
+        note_distance(path, found)
+        return None, found.largest()
+    agreeing = np.asarray(statistics.predictions(outputs, reference) == statistics.predictions(reference))
+    note_agreement(path, int(agreeing.sum()), len(agreeing))
+    return statistics.share(agreeing), None
+
+
+def _distances(outputs: Array, reference: Array) -> Distances:
+    found = Distances()
+    found.add(outputs, reference)
+    return found
 
 
 def _output_row(

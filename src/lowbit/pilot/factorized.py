@@ -149,7 +149,7 @@ def student_of(
     seed: int,
     fold: bool = True,
     costs: MeasuredCosts | None = None,
-    classes: bool = True,
+    classes: bool | None = None,
     folder: Path | None = None,
     progress: bool = True,
 ) -> tuple[nn.Module, Factorization]:

@@ -159,9 +159,14 @@ def _scored(outputs: Tensor, labels: Tensor | None, *, embeds: bool) -> tuple[st
             f"the model returns {list(outputs.shape[1:])} a sample, labels are {list(labels.shape[1:]) or 'a number'}, "
             "which fit neither as classes nor as targets; check which array is labels, or leave labels out"
         )
-    if bool((labels == labels[0]).all()):
-        raise DataError("all targets are equal, so nothing tells a good model from a bad one; give other test data")
-    return "r2", statistics.r2(found, wanted)
+    score = statistics.r2(found, wanted)
+    if not np.isfinite(score):
+        equal = np.flatnonzero(np.isnan(statistics.r2_of_each(found, wanted)))
+        which = f"of output {equal[0]} " if found.ndim > 1 and found.shape[1] > 1 else ""
+        raise DataError(
+            f"all targets {which}are equal, so nothing tells a good model from a bad one; give other test data"
+        )
+    return "r2", score
 
 
 def _embeds(model: str) -> bool:

@@ -83,9 +83,7 @@ def of_numbers(b: Array, scoring: Scoring, margin: float, notes: list[str], *, l
             scores, effect = [scoring.score(one) for one in (a, b)], scoring.difference(b)
         notes += statistics.left_out(effect, *scores)
         if metric == "r2":
-            target = np.asarray(labels).reshape(count, -1).astype(np.float64)
-            squares = [((one.reshape(count, -1).astype(np.float64) - target) ** 2).sum(1) for one in (a, b)]
-            change = squares[1] - squares[0]
+            change = np.subtract(*(statistics.relative_errors(one, np.asarray(labels)) for one in (b, a)))
         elif a.shape == b.shape and "U" not in (a.dtype.kind, b.dtype.kind):
             apart = (b.astype(np.float64) - a.astype(np.float64)).reshape(count, -1)
             change = np.sqrt((np.where(np.isfinite(apart), apart, 0) ** 2).sum(1))

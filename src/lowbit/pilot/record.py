@@ -87,7 +87,8 @@ class ObstacleRow:
 class VerificationRow:
     """How the exported file compared with the fake-quantized model on real inputs, and why it is not faster.
 
-    `same_prediction` is None where the metric is of embeddings or quantities, which predict no class.
+    Where outputs are quantities or embeddings, which predict no class, `same_prediction` is None, and `apart` the root
+    mean square difference in standard deviations of the model's, the largest of theirs.
     """
 
     runtime: str
@@ -98,6 +99,22 @@ class VerificationRow:
     kernels: dict[str, int]
     stayed_float: tuple[str, ...]
     obstacles: tuple[ObstacleRow, ...] = ()
+    apart: float | None = None
+
+
+@dataclass(frozen=True)
+class QuantityRow:
+    """One of several quantities that a network returns, such as a speed, in its own unit.
+
+    `r2` and `rmse` are of the variant's file, those with `_float` of the float model's. `difference` is the r2 less
+    that of float, paired. No r2 where all targets are equal, or where it is not defined on too many resamples.
+    """
+
+    r2: float | None
+    rmse: float
+    r2_float: float | None
+    rmse_float: float
+    difference: Score | None
 
 
 @dataclass(frozen=True)
@@ -309,6 +326,8 @@ class ErrorsRow:
 class ComparedRow:
     """Errors of one network's outputs: all of the error, and what quantization alone added, None for a float network.
 
+    `errors` are of all numbers together; `each` is the RMSE of each quantity in its own unit, where there are several.
+
     `what` is ``float`` (the float model), ``curve`` (the float model that returns points), ``direct`` (8 bits),
     ``wide`` (16 bits), ``trained`` (direct, trained as long), ``fold``, ``post-trained`` (the variant before it was
     distilled) or ``variant``.
@@ -317,6 +336,7 @@ class ComparedRow:
     what: str
     errors: ErrorsRow
     quantization: ErrorsRow | None
+    each: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -473,6 +493,9 @@ class Trial:
     `difference` is the paired score difference from the float baseline on the same samples. Sizes are bytes; `bops` are
     MACs x weight bits x activation bits for one sample. `distillation`, `search`, `factorization`, `output` and
     `features` are None for a variant that was not made that way. A failed trial keeps its `error` and no figures.
+    `agreement` is with the float model's classes; of outputs that are quantities it is None, and `apart` the root mean
+    square difference from the float model's in standard deviations of these, the largest of theirs. Where there are
+    several, up to 32, `quantities` has a row for each.
 
     `checks` are the requirements that were made, and `verdict` is the worst of theirs. `repeats` are trainings with
     other seeds. Where there are some, `score` and `difference`, which are judged, are the means over all seeds, with
@@ -510,6 +533,8 @@ class Trial:
     own: RepeatRow | None = None
     features: FeaturesRow | None = None
     processor: str = ""  # that it was measured on; times are the run's
+    apart: float | None = None
+    quantities: tuple[QuantityRow, ...] = ()
 
 
 @dataclass(frozen=True)

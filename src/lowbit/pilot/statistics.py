@@ -16,11 +16,12 @@ from lowbit.errors import DataError, LowbitError
 from lowbit.export import predicted
 from lowbit.pilot.metrics import AGREEMENTS, KPIS, SHARES, bounds, is_own
 from lowbit.pilot.power import SURE
-from lowbit.pilot.record import CheckRow, Kpi, Limits, Requirement, Score, Trial, Verdict
+from lowbit.pilot.record import CheckRow, Kpi, Limits, QuantityRow, Requirement, Score, Trial, Verdict
 
 Array = npt.NDArray[np.generic]
 Metric = Callable[[Array, Array], float]
 predictions = predicted.predictions  # what is scored is read as what is verified
+_MOST_QUANTITIES = 32  # that have rows of their own
 _DRAWS = 500  # resamples of the bootstrap
 _DEFINED = 0.8  # of them, the least that an interval is made of: what is left out are the unusual ones
 
@@ -47,8 +48,8 @@ class Scoring:
     """What outputs are scored by, on the same samples in the same order.
 
     Args:
-        metric: accuracy, agreement, cosine (the mean over samples of the cosine to the float model's outputs), r2 or
-            ``module:function``.
+        metric: accuracy, agreement, cosine (the mean over samples of the cosine to the float model's outputs), r2 (the
+            mean of the quantities', the C of outputs `[N, C, ...]`) or ``module:function``.
         labels: targets, `[N, ...]`.
         reference: outputs of the float model, `[N, ...]`.
         seed: of the bootstrap.
@@ -72,6 +73,8 @@ class Scoring:
         if self.metric == "cosine":
             return self._mean(cosines(outputs, self.reference))
         function, targets = _function(self.metric, self.folder), _targets(outputs, self.labels)
+        if self.metric == "r2":
+            _expect_spread(outputs, targets)
         return self._bootstrap(lambda i: function(outputs[i], targets[i]), len(outputs))
 
     def difference(self, outputs: Array, before: Array | None = None) -> Score:
@@ -152,11 +155,6 @@ def left_out(*scores: Score | None) -> tuple[str, ...]:
         f"the metric is not defined on {share:.1%} of the resamples that its interval is made of; they are left out, "
         "and with more test samples they would be fewer",
     )
-
-
-def of_predictions(metric: str) -> bool:
-    """Whether outputs are predictions to a metric, which are the same or not; embeddings and quantities are numbers."""
-    return metric not in ("cosine", "r2")
 
 
 def cosines(outputs: Array, reference: Array) -> npt.NDArray[np.float64]:
@@ -293,13 +291,103 @@ def _function(metric: str, folder: Path | None) -> Metric:
 
 
 def r2(outputs: Array, targets: Array) -> float:
-    """1 - residual / total sum of squares, NaN where all targets are equal."""
-    got, want = (a.reshape(len(a), -1).astype(float) for a in (outputs, targets))
-    if got.shape != want.shape:
+    """The mean of the quantities' r2; NaN where all targets of one are equal."""
+    return float(r2_of_each(outputs, targets).mean())
+
+
+def r2_of_each(outputs: Array, targets: Array) -> npt.NDArray[np.float64]:
+    """1 - residual / total sum of squares of each quantity, `[C]` of outputs `[N, C, ...]`, NaN where all targets of it
+    are equal.
+
+    The places of a quantity have one sum together, so that a dark corner of all images does not make it undefined.
+    """
+    got, want = _by_quantity(outputs, targets)
+    total = ((want - want.mean(0)) ** 2).sum((0, 2))
+    equal = (want == want[0]).all((0, 2))
+    rest = ((got - want) ** 2).sum((0, 2))
+    return np.asarray(np.where(equal, np.nan, 1 - rest / np.where(equal, 1.0, total)))
+
+
+def relative_errors(outputs: Array, targets: Array) -> npt.NDArray[np.float64]:
+    """What each sample adds to 1 - r2, times the number of samples, `[N]`: a mean over quantities."""
+    got, want = _by_quantity(outputs, targets)
+    variance = ((want - want.mean(0)) ** 2).sum(2).mean(0)
+    return np.asarray((((got - want) ** 2).sum(2) / np.where(variance > 0, variance, 1.0)).mean(1))
+
+
+def rmse_of_each(outputs: Array, targets: Array) -> npt.NDArray[np.float64]:
+    """The root mean square error of each quantity in its own unit, `[C]`."""
+    got, want = _by_quantity(outputs, targets)
+    return np.asarray(((got - want) ** 2).mean((0, 2)) ** 0.5)
+
+
+def are_quantities(metric: str, labels: Array | None) -> bool:
+    """Whether outputs are quantities or embeddings, which predict no class, as far as a metric and labels tell.
+
+    So they are with r2 and cosine, and with an own metric of targets in floats.
+    """
+    if metric in ("r2", "cosine"):
+        return True
+    return is_own(metric) and labels is not None and labels.dtype.kind == "f" and not np.isin(labels, (0, 1)).all()
+
+
+def quantities(outputs: Array, labels: Array | None, reference: Array, seed: int) -> tuple[QuantityRow, ...]:
+    """A row for each of several quantities; none for a single one, for more than 32, and for labels of another shape.
+
+    Args:
+        outputs: of the file, `[N, C, ...]`.
+        labels: targets, `[N, C, ...]`.
+        reference: outputs of the float model.
+        seed: of the bootstrap.
+    """
+    count = outputs.shape[1] if outputs.ndim > 1 else 1
+    same_size = labels is not None and len(labels) == len(outputs) and labels.size == outputs.size == reference.size
+    if not 2 <= count <= _MOST_QUANTITIES or labels is None or not same_size:
+        return ()
+    found, before = (
+        zip(r2_of_each(one, labels), rmse_of_each(one, labels), strict=True) for one in (outputs, reference)
+    )
+    generator = np.random.default_rng(seed)
+    draws = np.empty((_DRAWS, count))
+    for n in range(_DRAWS):
+        i = generator.integers(0, len(outputs), len(outputs))
+        draws[n] = r2_of_each(outputs[i], labels[i]) - r2_of_each(reference[i], labels[i])
+    rows = []
+    for (r2_now, rmse), (r2_float, rmse_float), several in zip(found, before, draws.T, strict=True):
+        defined = several[np.isfinite(several)]
+        gap = None
+        if math.isfinite(r2_now) and len(defined) >= _DEFINED * _DRAWS:
+            low, high = np.quantile(defined, [0.025, 0.975])
+            gap = Score(float(r2_now - r2_float), float(low), float(high), len(outputs), 1 - len(defined) / _DRAWS)
+        rows.append(QuantityRow(_finite(r2_now), float(rmse), _finite(r2_float), float(rmse_float), gap))
+    return tuple(rows)
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+def _by_quantity(outputs: Array, targets: Array) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Outputs `[N, C, ...]` and targets as `[N, C, places]` both."""
+    if outputs.size != targets.size or len(outputs) != len(targets):
         raise DataError(
             f"kpi.metric r2: got outputs {list(outputs.shape)} and labels {list(targets.shape)}, expected as many "
             "numbers a sample; use a module:function metric"
         )
-    if (want == want[0]).all():
-        return math.nan
-    return 1 - float(((got - want) ** 2).sum() / ((want - want.mean(0)) ** 2).sum())
+    shape = (len(outputs), outputs.shape[1] if outputs.ndim > 1 else 1, -1)
+    return outputs.reshape(shape).astype(np.float64), targets.reshape(shape).astype(np.float64)
+
+
+def _expect_spread(outputs: Array, targets: Array) -> None:
+    """Refuse targets of which a quantity has one value: its r2 is not defined, and so the mean is not.
+
+    Raises:
+        DataError: it names the quantity.
+    """
+    equal = np.flatnonzero(np.isnan(r2_of_each(outputs, targets)))
+    if len(equal):
+        which = f"all targets of output {equal[0]}" if outputs.ndim > 1 and outputs.shape[1] > 1 else "all targets"
+        raise DataError(
+            f"kpi.metric r2: {which} are equal in {len(outputs)} samples, so it is not defined; give other test data, "
+            "or a module:function metric"
+        )

@@ -46,6 +46,7 @@ class Settings:
     threads: int
     provenance: dict[str, object]
     folder: Path | None = None  # where the path of a metric's file begins
+    classes: bool = True  # whether outputs are class scores, and no quantities or embeddings
     costs: Path | None = None  # keeps what choices were measured to cost, for all trials of the pilot
 
     def of(self, task: Task) -> Settings:

@@ -22,7 +22,7 @@ from typing import Literal
 
 from torch import nn
 
-from lowbit.batches import Batch, Batches, expect_batches, finite_batches, outputs_of
+from lowbit.batches import Batch, Batches, expect_batches, finite_batches, of_quantities, outputs_of
 from lowbit.errors import CalibrationError, RecipeError
 from lowbit.objectives import agreement_of, relative_error
 from lowbit.post_training.correction import correct_moments
@@ -42,8 +42,8 @@ class Step:
     """One step and how close the student's outputs then came to the float model's on held-out inputs.
 
     `error` is the squared difference relative to the outputs' variance; `agreement` the share of samples whose largest
-    output is the same, None where outputs are no class scores (`[N, C]` with C > 1). Level ``fast`` holds nothing
-    out and measures neither: its error is NaN.
+    output is the same, None where outputs are no class scores (`[N, C]` with C > 1, and labels no floats). Level
+    ``fast`` holds nothing out and measures neither: its error is NaN.
     """
 
     name: str
@@ -80,6 +80,7 @@ def post_train(
     *,
     level: Level = "balanced",
     widen_most: int = 0,
+    classes: bool | None = None,
     seed: int = 0,
     progress: bool = True,
 ) -> tuple[nn.Module, PostTraining]:
@@ -92,6 +93,8 @@ def post_train(
             widen; the others hold them.
         level: how much time it may take.
         widen_most: let so many tensors at most go to 16 bits where that brings the outputs closer; see `widen`.
+        classes: whether outputs `[N, C]` are class scores, so that equal predictions are counted; by default, unless
+            labels in `batches` are floats.
         seed: draws the batches of `tune`.
         progress: show bars on a terminal.
 
@@ -117,11 +120,12 @@ def post_train(
     held_out = held[::8]
     calibrating = [batch for i, batch in enumerate(held) if i % 8]
     target = outputs_of(copy.deepcopy(model).eval(), held_out)
+    predict = not of_quantities(held) if classes is None else classes
+    scores = predict and all(one.dim() == 2 and one.shape[1] > 1 for one in target)
     steps: list[Step] = []
 
     def done(name: str, began: float, student: nn.Module) -> nn.Module:
         outputs = outputs_of(student, held_out)
-        scores = all(one.dim() == 2 and one.shape[1] > 1 for one in target)
         agreement = agreement_of(outputs, target, classes=True) if scores else None
         steps.append(Step(name, time.perf_counter() - began, relative_error(outputs, target), agreement))
         return student

@@ -24,7 +24,7 @@ from lowbit.batches import Batches, call, inputs_of, output_tensor
 from lowbit.errors import CalibrationError
 from lowbit.layers import Quantized, turn_off_fused_paths
 from lowbit.progress import track
-from lowbit.quantization import activation_quantizers, origin
+from lowbit.quantization import activation_quantizers, expect_quantizers, origin
 from lowbit.quantizer import Quantizer
 
 Value = object  # what enters a block: a batch for the first, a tensor for every other
@@ -44,7 +44,12 @@ def float_twin(model: nn.Module, student: nn.Module) -> nn.Module:
 
 
 def working_copy(student: nn.Module) -> nn.Module:
-    """A copy of a student to change, in eval mode; weights that layers share become each layer's own."""
+    """A copy of a student to change, in eval mode; weights that layers share become each layer's own.
+
+    Raises:
+        CalibrationError: it has no quantizers, as the float model has none.
+    """
+    expect_quantizers(student)
     changed = copy.deepcopy(student).eval()
     owners: dict[nn.Parameter, int] = {}
     for module in changed.modules():

@@ -254,6 +254,14 @@ def figure(value: float | None) -> str:
     return figures.NONE if value is None else figures.significant(value)
 
 
+def r2(value: float | None) -> str:
+    """An r2 with four digits, near 1 with three nines and more apart, or a dash."""
+    if value is None:
+        return figures.NONE
+    digits = 4 if value >= 1 or value < 0 else max(4, 2 - math.floor(math.log10(max(1 - value, 1e-9))))
+    return figures.significant(value, min(digits, 9))
+
+
 # The plots
 
 

@@ -163,6 +163,7 @@ def environment() -> Environment:
         "left_out": outputs.left_out,
         "images": outputs.images,
         "error": outputs.figure,
+        "r2": outputs.r2,
         "significant": figures.significant,
         "yaml": _yaml,
         "keep": _keep,

@@ -24,6 +24,9 @@ SEVERITIES: tuple[Severity, ...] = ("high", "medium", "low")
 FLIPS = 0.001  # of the numbers; one in a thousand is what p99.9 sees
 MANY_FLIPS = 0.01
 AGREEMENT = 0.95  # below, more than one prediction in twenty is another one, even if as many are right
+DISTANT = 0.2  # of the spread of outputs, from float's: a twenty-fifth of their variance is another one
+FURTHER = 1.1  # times the RMSE of float is that of an output which surely loses more than the mean
+APART = 0.05  # of the spread, file and model: more than some codes of the last layer rounded otherwise
 DIFFERENT = 0.999  # of predictions, file and model; rounding of a float multiplier changes fewer
 CODES = 1  # steps by which file and model may differ: one is the rounding of a float multiplier
 CLIPPED = 0.05  # of a tensor's numbers; a percentile that calibrates well cuts off less than a hundredth
@@ -55,6 +58,7 @@ def of_trial(trial: Trial, run: Run) -> list[Risk]:
     found = [
         *_margin(trial, run),
         *_agreement(trial, run),
+        *_quantities(trial, run),
         *_seeds(trial, run),
         *_verification(trial),
         *_kernels(trial, run),
@@ -134,6 +138,47 @@ def _agreement(trial: Trial, run: Run) -> Iterator[Risk]:
     )
 
 
+def _quantities(trial: Trial, run: Run) -> Iterator[Risk]:
+    """An output that loses more than the mean of all tells, and outputs that are others with as small an error."""
+    gaps = [row.difference for row in trial.quantities if row.difference]
+    mean = sum(gap.value for gap in gaps) / max(len(gaps), 1)
+    for number, row in enumerate(trial.quantities):
+        gap = row.difference
+        if gap is None or row.r2 is None or row.r2_float is None:
+            continue
+        if gap.high < mean and row.rmse > FURTHER * row.rmse_float:
+            asked = run.kpi.tolerance if run.kpi.metric == "r2" else None
+            yield Risk(
+                text(
+                    "output {number} loses more than the mean of all outputs tells: its r2 is {r2} instead of "
+                    "{before}, its RMSE {times} times float's",
+                    number=number,
+                    r2=figures.significant(row.r2, 4),
+                    before=figures.significant(row.r2_float, 4),
+                    times=figures.significant(row.rmse / row.rmse_float) if row.rmse_float else figures.NONE,
+                ),
+                text("output {number}", number=number),
+                text(
+                    "judge each output by what it is needed for: a module:function metric can ask for the worst one; "
+                    "more bits or a distillation may win it back"
+                ),
+                "high" if asked is not None and -gap.value > asked else "medium",
+            )
+    distance = trial.apart
+    if distance is not None and distance > DISTANT and trial.verdict in ("meets", "borderline"):
+        yield Risk(
+            text(
+                "its outputs lie {share} of their spread from the float model's, though its {metric} is close: what it "
+                "gets wrong is something else",
+                share=figures.percent(distance),
+                metric=Metric.of(run).name,
+            ),
+            text("outputs"),
+            text("look at the samples where they differ (lowbit compare writes them with --out) before users do"),
+            "medium",
+        )
+
+
 def _seeds(trial: Trial, run: Run) -> Iterator[Risk]:
     metric = Metric.of(run)
     own = trial.own.score if trial.own else trial.score
@@ -193,7 +238,14 @@ def _verification(trial: Trial) -> Iterator[Risk]:
             "high",
         )
         return
-    if check.same_prediction is not None and check.same_prediction < DIFFERENT:
+    if check.apart is not None and check.apart > APART:
+        yield Risk(
+            text("outputs of file and model lie {share} of their spread apart", share=figures.percent(check.apart)),
+            check.runtime,
+            text("run lowbit verify, which names the tensor where they part; judge by the file, which was measured"),
+            "high",
+        )
+    elif check.same_prediction is not None and check.same_prediction < DIFFERENT:
         yield Risk(
             text(
                 "file and model predict the same for {share} of the samples only",

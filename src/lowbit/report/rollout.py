@@ -175,6 +175,12 @@ def _beside(best: Trial, run: Run) -> str:
             "Run {name} beside the float model on live inputs, answer with the float model, and log both predictions.",
             name=best.name,
         )
+    if best.quantities:
+        return text(
+            "Run {name} beside the float model on live inputs, answer with the float model, and log the outputs of "
+            "both and, once it is known, the truth, as three arrays of an npz file with a row a sample.",
+            name=best.name,
+        )
     return text(
         "Run {name} beside the float model on live inputs, answer with the float model, and log both predictions and, "
         "once it is known, the truth.",
@@ -184,7 +190,8 @@ def _beside(best: Trial, run: Run) -> str:
 
 def compare(best: Trial, run: Run) -> str:
     """The command that decides on logged outcomes."""
-    room, log = margin(run), "log.npz" if run.kpi.metric == "cosine" else "log.csv"
+    several_numbers = run.kpi.metric == "cosine" or bool(best.quantities)  # a sample, which a column does not hold
+    room, log = margin(run), "log.npz" if several_numbers else "log.csv"
     parts = ["lowbit", "compare", "--outcomes", log, "--a", "float", "--b", best.name]
     parts += [] if run.kpi.metric in AGREEMENTS else ["--label", "truth"]
     parts += ["--metric", run.kpi.metric, *(["--smaller-is-better"] if run.kpi.smaller_is_better else [])]
@@ -232,6 +239,12 @@ def _watch(best: Trial, run: Run) -> Stage:
         text("Watch"),
         (
             text(
+                "Give it a thousand new inputs a day, no labels needed: it compares inputs, codes, clipping and the "
+                "values of each output with what the file was made for, and how far outputs lie from float's. Exit "
+                "status 1 means drift."
+            )
+            if best.apart is not None
+            else text(
                 "Give it a thousand new inputs a day, no labels needed: it compares inputs, codes, clipping and "
                 "classes with what the file was made for, and how often the file predicts as float. Exit status 1 "
                 "means drift."

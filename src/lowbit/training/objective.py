@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import warnings
 from contextlib import ExitStack
 from typing import Literal
 
@@ -10,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lowbit.batches import Batch, call, labels_of, output_tensor, outputs_of, size_of
-from lowbit.errors import DataError, LayerError, RecipeError, TrainingError
+from lowbit.batches import Batch, call, labels_of, of_quantities, output_tensor, outputs_of, size_of
+from lowbit.errors import DataError, LayerError, RecipeError, TrainingError, TrainingWarning
 from lowbit.layers import weighted_layers
 from lowbit.objectives import accuracy_of, agreement_of, are_classes, cosine_distance, kl_divergence
 from lowbit.training.material import first_of, without_target
@@ -170,6 +171,27 @@ def classes_in(batches: list[Batch]) -> list[Tensor] | None:
     labels = [labels_of(batch) for batch in batches]
     found = [one for one in labels if one is not None and not one.is_floating_point()]
     return found if len(found) == len(batches) else None
+
+
+def loss_for(given: LossName | None, teacher: nn.Module, held: list[Batch]) -> LossName:
+    """The loss that was given, else what fits outputs as far as can be seen: ``mse`` for quantities, else ``kl``.
+
+    Float labels tell of quantities, and so do outputs that cannot be class scores, such as a single number a sample.
+
+    Warns:
+        TrainingWarning: ``kl`` was given, and labels are floats.
+    """
+    quantities = of_quantities(held)
+    if given is None:
+        return "mse" if quantities or not are_classes(outputs_of(teacher, held[:1])[0]) else "kl"
+    if given == "kl" and quantities:
+        warnings.warn(
+            "loss 'kl' takes outputs for class scores, of which only the differences within a sample count, and labels "
+            "are floats: a regression is not kept by it; give loss='mse'",
+            TrainingWarning,
+            stacklevel=3,
+        )
+    return given
 
 
 class _Inputs:

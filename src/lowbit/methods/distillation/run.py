@@ -19,10 +19,10 @@ from lowbit.errors import RecipeError, TrainingError, TrainingWarning
 from lowbit.families import FamilyName
 from lowbit.methods.distillation.ranges import Range, bounds_of, ranges_of
 from lowbit.methods.distillation.teacher import TeacherCheck, check_teacher
-from lowbit.quantization import note
+from lowbit.quantization import expect_quantizers, note
 from lowbit.training.keeping import Epoch
 from lowbit.training.material import split, with_targets
-from lowbit.training.objective import LossName, Objective
+from lowbit.training.objective import LossName, Objective, loss_for
 from lowbit.training.processes import training_device
 from lowbit.training.samples import Augment
 from lowbit.training.students import finished, known_by, learn
@@ -71,7 +71,7 @@ def distill(
     epochs: int = 2,
     quantizer: FamilyName = "ewgs",
     exact: bool = False,
-    loss: LossName = "kl",
+    loss: LossName | None = None,
     temperature: float = 4.0,
     features: Sequence[str] = (),
     held_out: Batches | None = None,
@@ -96,8 +96,11 @@ def distill(
         quantizer: the family of quantizers.
         exact: start and learn as published: ranges, their learning rate (a hundredth of `rate`), and delta every 10
             epochs. The granularity of the papers' weights, a range for each tensor, is for the recipe to say.
-        loss: ``kl`` for class scores `[N, C, ...]`, ``mse`` or ``cosine`` (a sample's numbers as one vector) for all
-            others, ``labels`` for quantization-aware training with labels instead.
+        loss: ``kl`` for class scores `[N, C, ...]`: it takes them for logits, of which only the differences within a
+            sample count, so it does not keep the outputs of a regression. ``mse`` or ``cosine`` (a sample's numbers as
+            one vector) for all others, ``labels`` for quantization-aware training with labels instead. By default
+            ``mse`` where labels are floats or outputs cannot be class scores, else ``kl``: without labels, several
+            outputs a sample are taken for class scores, so say ``mse`` for a regression.
         temperature: T of ``kl``.
         features: names of layers whose inputs the student matches too, by squared error relative to their variance.
         held_out: inputs that choose the best epoch, or with all but ``exact`` the start where none is as good; by
@@ -112,18 +115,24 @@ def distill(
         fitting: rate, scale_rate, optimizer, weight_decay, clip, precision and others of `lowbit.training.loop.fit`.
 
     Raises:
-        TrainingError: the teacher is in train mode, outputs differ in shape, or the loss is not finite.
+        TrainingError: the student has no quantizers, the teacher is in train mode, outputs differ in shape, or the
+            loss is not finite.
         DataError: no batches, outputs of the teacher that are not finite, or labels that are missing or do not fit.
         RecipeError: an option that does not exist or does not fit.
         LayerError: the student is frozen, or a name in `features` is no layer of both.
         CalibrationError: the student is not calibrated.
+
+    Warns:
+        TrainingWarning: ``kl`` was given and labels are floats, the teacher is weak, or ranges may diverge.
     """
+    expect_quantizers(student, TrainingError)
     _check(teacher, loss, temperature, features, quantizer, exact, delta_every, cache_teacher, augment, fitting)
     train, held = split(batches, held_out, batch_size, seed)
     home, device = next(student.parameters()).device, training_device()
     student, teacher = copy.deepcopy(student).eval().to(device), graph.folded(teacher).to(device)
     if fitting.get("channels_last"):
         teacher.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    loss = loss_for(loss, teacher, held)
     checked = check_teacher(teacher, held, classes=loss in ("kl", "labels"), augment=augment, seed=seed)
     objective = Objective(student, teacher, loss, temperature, tuple(features), held)
     before, ranges = objective.agreement(student), bounds_of(student)
@@ -164,7 +173,7 @@ def distill(
 
 def _check(
     teacher: nn.Module,
-    loss: LossName,
+    loss: LossName | None,
     temperature: float,
     features: Sequence[str],
     quantizer: FamilyName,
@@ -178,7 +187,7 @@ def _check(
     if any(module.training for module in teacher.modules()):
         raise TrainingError("the teacher is in train mode, where its outputs change; call teacher.eval() first")
     for what, given, known in (("loss", loss, LossName), ("quantizer", quantizer, FamilyName)):
-        if given not in get_args(known):
+        if given is not None and given not in get_args(known):
             raise RecipeError(f"{what} {given!r} is unknown; expected one of {', '.join(get_args(known))}")
     if not (math.isfinite(temperature) and temperature > 0):
         raise RecipeError(f"temperature is {temperature}, expected a positive number; the paper has 4")

@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 
 from lowbit import costs, graph
 from lowbit.allocation import Budget, CostName
-from lowbit.batches import Batch, Batches, outputs_of, size_of
+from lowbit.batches import Batch, Batches, of_quantities, outputs_of, size_of
 from lowbit.costs import Cost, MeasuredCosts
 from lowbit.errors import CalibrationError, LayerError, RecipeError
 from lowbit.layers import Quantized
@@ -99,7 +99,7 @@ def factorize(
     norms: Batches | None = None,
     compare: bool = False,
     measured_costs: MeasuredCosts | None = None,
-    classes: bool = True,
+    classes: bool | None = None,
     jobs: int | None = None,
     folder: str | Path | None = None,
     seed: int = 0,
@@ -136,7 +136,8 @@ def factorize(
         compare: find the errors of all solvers, not only that of the one in use.
         measured_costs: what a runtime was measured to take, for budgets of ``latency`` and ``file``, in networks of
             `chain_variants`.
-        classes: whether outputs `[N, C]` are class scores; False for embeddings and quantities.
+        classes: whether outputs `[N, C]` are class scores; False for embeddings and quantities. By default, unless
+            labels in `batches` are floats.
         jobs: layers at once, in processes of their own (joblib; `joblib.parallel_config` chooses a cluster).
         folder: keeps factors; called again with the same arguments, they are read from there.
         seed: draws where factors start.
@@ -155,6 +156,7 @@ def factorize(
     several = budget is not None or tolerance is not None
     wanted = _wanted(choices, budget, tolerance, layers)
     held, calibrating = _divided(batches)
+    classes = not of_quantities(held) if classes is None else classes
     samples = sum(map(size_of, {id(batch): batch for batch in (*held, *calibrating)}.values()))
     ground = ground_of(model, recipe, [*wanted] if layers is None and isinstance(choices, Mapping) else layers, several)
     options, skipped = options_of(ground, wanted, weight_format(middle) if middle else None)

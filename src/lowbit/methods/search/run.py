@@ -33,7 +33,7 @@ from lowbit.recipe import Recipe, Rule
 from lowbit.training.keeping import Epoch
 from lowbit.training.loop import fit
 from lowbit.training.material import as_trained, first_of, split
-from lowbit.training.objective import LossName, Objective
+from lowbit.training.objective import LossName, Objective, loss_for
 from lowbit.training.processes import mean_over_processes, training_device
 from lowbit.training.samples import Augment, Steps, length_of
 from lowbit.training.students import finished, hash_of, known_by, let_learn, projection
@@ -136,7 +136,7 @@ def search(
     explore: float = 0.3,
     epochs: int = 2,
     quantizer: FamilyName = "ewgs",
-    loss: LossName = "kl",
+    loss: LossName | None = None,
     temperature: float = 4.0,
     held_out: Batches | None = None,
     batch_size: int = 64,
@@ -168,7 +168,8 @@ def search(
         explore: share of the steps in which assignments change; in the others the best one is trained.
         epochs: passes over the batches in all.
         quantizer: how ranges learn, see `lowbit.families`.
-        loss, temperature: what the student is held to, as in `distill`; the same loss judges assignments.
+        loss, temperature: what the student is held to, as in `distill`; the same loss judges assignments. ``kl`` takes
+            outputs for class scores: say ``mse`` for a regression with several outputs whose batches have no labels.
         held_out: inputs that judge; by default every sixteenth batch.
         batch_size: samples a step.
         augment: changes a batch at every step.
@@ -233,7 +234,7 @@ def search(
     counted_again = costs.cost(student, ground.some[0])  # a layer may read what another one had quantized
     spent: dict[CostName, float] = {"bops": counted_again.bops, "bytes": counted_again.weight_bytes}
     found = replace(found, costs={**found.costs, **spent})
-    note(student, f"search(by={by}, exact={exact}, loss={loss}, epochs={epochs}, seed={seed})")
+    note(student, f"search(by={by}, exact={exact}, loss={objective.kind}, epochs={epochs}, seed={seed})")
     result = Search(
         by,
         exact,
@@ -284,7 +285,7 @@ def _prepared(
     held: list[Batch],
     measured_costs: MeasuredCosts | None,
     budget: Budget | Sequence[Budget],
-    how: tuple[FamilyName, bool, LossName, float, bool],
+    how: tuple[FamilyName, bool, LossName | None, float, bool],
 ) -> _Ground:
     quantizer, exact, loss, temperature, channels_last = how
     device = training_device()
@@ -297,6 +298,7 @@ def _prepared(
     teacher = graph.folded(model).to(device)
     if channels_last:
         teacher.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    loss = loss_for(loss, teacher, held)
     objective = Objective(net, teacher, loss, temperature, (), held)
     known = {**known_by(net.student, objective, train), "quantizer": quantizer, "loss": loss}
     known |= {"temperature": temperature, "budgets": [[limit.prices.cost, limit.most] for limit in limits]}

@@ -29,7 +29,7 @@ from lowbit.recipe import Recipe, Rule
 from lowbit.training.keeping import Epoch
 from lowbit.training.loop import fit
 from lowbit.training.material import as_trained, first_of, split
-from lowbit.training.objective import LossName, Objective
+from lowbit.training.objective import LossName, Objective, loss_for
 from lowbit.training.processes import training_device
 from lowbit.training.samples import Augment, Steps, length_of
 from lowbit.training.students import hash_of, known_by, let_learn
@@ -126,7 +126,7 @@ def search_architecture(
         budget: of ``bops`` or ``bytes``; what it is `like` is the largest architecture.
         teacher: a trained float network with the same outputs.
         by: what guides: ``effects``, or the published ``policy``.
-        loss: what the student is held to; by default ``kl`` with a teacher, ``labels`` without.
+        loss: what the student is held to; by default ``labels`` without a teacher, else as in `distill`.
         temperature: of ``kl``.
         recipe: what happens to layers whose formats are not searched; those that it does not name are.
         rule: granularity and scales of searched layers.
@@ -155,7 +155,8 @@ def search_architecture(
     length = length_of(train, 0, None)
     exploring = max(1, round(explore * epochs * length))
     space = _space(network, choices, recipe, rule, granularity)
-    how = _Held(teacher, loss or ("labels" if teacher is None else "kl"), temperature, held)
+    held_to = (loss or "labels") if teacher is None else loss_for(loss, teacher, held)
+    how = _Held(teacher, held_to, temperature, held)
     ground = _prepared(network, space, train, budget, how, channels_last=bool(fitting.get("channels_last")))
     guide = Effects(ground.limit) if by == "effects" else Policy(len(space.counts), space.counts, exploring, controller)
     place = None if folder is None else Path(folder)
