@@ -70,7 +70,8 @@ def examine(task: Task, model: nn.Module, made: Made, data: Sources, settings: S
     costs, covered = cost(student, example), coverage(student)
     scoring = Scoring(settings.metric, labels, reference, settings.seed, settings.folder)
     score, gap = scoring.score(outputs), scoring.difference(outputs) if task.recipe else None
-    twin = student if made.result else float_twin(made.source, student)
+    trained_weights = made.result is not None and (made.result.best > 0 or isinstance(made.result, Search))
+    twin = student if trained_weights else float_twin(made.source, student)
     if made.curved is not None:
         twin = curved.twin_of(twin, student)
     beside = _beside_post_training(made, scoring, outputs)
