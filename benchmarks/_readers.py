@@ -507,6 +507,20 @@ def _read_record(path: Path) -> None:
     read(kind, path)
 
 
+def _read_lock(path: Path) -> None:
+    """As the lock file of a run folder, of a trial, and where the system has no locks."""
+    from lowbit.pilot import executor, locks
+
+    note = locks.noted(path)
+    for free in (True, False, None):
+        locks._held(note, free)
+    try:
+        with executor.only(path.parent):
+            pass
+    finally:
+        path.unlink(missing_ok=True)
+
+
 def _read_study(path: Path) -> None:
     from lowbit.pilot.features import FeatureStudy
 
@@ -559,6 +573,14 @@ def _records() -> list[bytes]:
     from lowbit.pilot.record import Run, Timings, Trial
 
     return [json.dumps(_example(kind)).encode() for kind in (Trial, Run, Timings)]
+
+
+def _notes() -> list[bytes]:
+    import socket
+
+    note = {"host": "far.away", "pid": 77, "since": "2026-01-01T00:00:00+00:00", "run": "0123abcd", "lost": 1}
+    here = {**note, "host": socket.gethostname(), "locks": True}
+    return [json.dumps(one).encode() for one in (note, here)]
 
 
 def _study() -> list[bytes]:
@@ -641,6 +663,7 @@ READERS: tuple[Reader, ...] = (
     Reader("checkpoint", "w.pt", 8, _checkpoints, _changed_checkpoint, _read_weights, _net_beside),
     Reader("manifest", "manifest.json", 7, _manifests, change.changed_json, _read_manifest, _model_beside),
     Reader("record", "trial.json", 3, _records, change.changed_json, _read_record),
+    Reader("lock note", ".lock", 1, _notes, change.changed_json, _read_lock),
     Reader("feature study", "features.json", 4, _study, change.changed_json, _read_study),
     Reader("feature trace", "ternary.json", 7, _traces, change.changed_json, _read_trace),
     Reader("csv log", "log.csv", 5, _logs, _changed_log, _read_log),

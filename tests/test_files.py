@@ -127,6 +127,26 @@ def test_a_kill_leaves_the_old_file(tmp_path: Path) -> None:
     assert path.read_text() == "old"
 
 
+def test_sweeping_removes_what_a_kill_left_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "inner").mkdir()
+    left: list[Path] = []
+    for name in ("result.npz", "fingerprint", "a.b.json", "inner/log.jsonl"):
+        with contextlib.suppress(ValueError), files.replacing(tmp_path / name) as temporary:
+            temporary.write_text("half")
+            left.append(temporary)
+            raise ValueError
+    for path in left:
+        path.write_text("half")
+    kept = [tmp_path / name for name in (".lock", ".lock.0123456789abcdef", ".git.settings.yml", "result.npz")]
+    for path in kept:
+        path.write_text("whole")
+    files.sweep(tmp_path)
+    assert sorted(tmp_path.glob("*")) == sorted([*kept, tmp_path / "inner"])
+    assert left[3].exists()
+    files.sweep(tmp_path, inside=True)
+    assert not left[3].exists()
+
+
 def test_unwritable_places_are_named_with_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     missing = tmp_path / "no" / "result.txt"
     assert refusal(files.write_text, missing, "") == (

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 _YAML_LIMIT = 1_000_000  # bytes; a recipe or pilot file has thousands, and PyYAML takes up to 20 s for a million
 _YAML_BRACKETS = 100  # within each other; PyYAML takes a millisecond a character where there are thousands
 _DEFLATED = 1032  # bytes that one byte of a zip file becomes at most
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}(\.[^.]*)?")  # the names that `replacing` gives
 _CANNOT_WRITE = {
     errno.ENOSPC: "free some space or choose another folder",
     errno.EDQUOT: "free some space or choose another folder",
@@ -68,16 +69,31 @@ def replacing(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}{path.suffix}")
     try:
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())  # else a power cut may keep the new name and lose the bytes
-        os.replace(temporary, path)
-    except OSError as error:
-        remedy = _CANNOT_WRITE.get(error.errno or 0, "choose a folder you may write to")
-        raise DataError(f"cannot write '{path}': {error.strerror or error}; {remedy}") from error
+        with writing(path):
+            yield temporary
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())  # else a power cut may keep the new name and lose the bytes
+            os.replace(temporary, path)
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+@contextlib.contextmanager
+def writing(path: str | Path) -> Iterator[None]:
+    """Turn an OSError while `path` is written into a one-line DataError."""
+    try:
+        yield
+    except OSError as error:
+        remedy = _CANNOT_WRITE.get(error.errno or 0, "choose a folder you may write to")
+        raise DataError(f"cannot write '{path}': {error.strerror or error}; {remedy}") from error
+
+
+def sweep(folder: Path, *, inside: bool = False) -> None:
+    """Remove what a kill left of `replacing` in a folder, and in those inside it, where nobody else writes now."""
+    for path in folder.rglob(".*") if inside else folder.glob(".*"):
+        if _TEMPORARY.fullmatch(path.name) and path.is_file():
+            path.unlink(missing_ok=True)
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 import lowbit as lb
+from lowbit import graph
 from lowbit.batches import Batch
 from lowbit.errors import CalibrationError, DataError, LayerError, RecipeError, TrainingError, TrainingWarning
 from lowbit.families import FamilyName
@@ -127,6 +128,22 @@ def test_folding_the_batchnorms_changes_no_prediction() -> None:
     _, result = trained()
     kept = [epoch.score for epoch in result.epochs][result.best - 1]
     assert kept == pytest.approx(result.after, abs=0.07)  # a rounding may flip at a tie: one of 16 samples
+
+
+def test_training_that_only_harms_leaves_the_student_as_it_was() -> None:
+    """At 8 bits a high rate loses what calibration had; as published, the best epoch is kept all the same."""
+    model, batches = Small().eval(), images(160)
+    student = student_of(model, batches, weights="int8", activations="int8")
+    options: dict[str, Any] = {"epochs": 2, "batch_size": 16, "rate": 0.3, "progress": False}
+    kept, result = distill(student, model, batches, **options)
+    assert (result.best, result.after) == (0, result.before)
+    assert "2 epochs, none as good as the start, which was kept" in str(result)
+    assert isinstance(student, fx.GraphModule)
+    graph.fold_batchnorm(student)
+    x = images(32, 9)[0]
+    assert torch.allclose(kept(x), student(x), atol=1e-3)
+    assert all((row.low, row.high) == (row.low_before, row.high_before) for row in result.ranges)
+    assert distill(student, model, batches, **options, exact=True)[1].best > 0
 
 
 def test_deltas_are_updated_by_default() -> None:

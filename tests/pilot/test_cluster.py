@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -15,11 +16,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import joblib
@@ -30,11 +32,13 @@ import yaml
 
 import lowbit as lb
 from lowbit import data, files, models
-from lowbit.pilot import alone, executor, workers
+from lowbit.pilot import alone, executor, locks, workers
 from lowbit.pilot import run as pilot_run
 from lowbit.pilot.record import Run, Trial, read
 from lowbit.pilot.run import run_pilot
+from lowbit.pilot.shared import Imports
 from lowbit.pilot.spec import load_spec
+from lowbit.pilot.task import Task
 
 NETWORK = """
 import torch
@@ -252,13 +256,24 @@ def test_no_scheduler_is_one_line() -> None:
     ],
 )
 def test_worker_that_would_not_do_the_same_is_told(
-    versions: dict[str, str], references: list[str], told: str, tmp_path: Path
+    versions: dict[str, str], references: list[str], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import re
+    """With each trial: a worker may come, or be started again, after all were looked at, and on Ray nobody looks."""
 
+    def sent(run: str, versions: dict[str, str], *references: str) -> Any:
+        return SimpleNamespace(folder=tmp_path, run=run, versions=versions, imports=Imports(references, tmp_path))
+
+    def done(*args: object) -> Trial:
+        return Trial("one", None, "", "misses")
+
+    task = Task("one", tmp_path / "one", "", None)
+    monkeypatch.setattr(workers, "alone", done)
     with executor.only(tmp_path) as run:
-        assert workers._fit(tmp_path, run, {}, [], tmp_path) is None
-        assert re.match(told, str(workers._fit(tmp_path, run, versions, references, tmp_path)))
+        assert isinstance(workers._there(done, task, sent(run, {})), Trial)
+        raised = workers._there(done, task, sent(run, versions, *references))
+    assert isinstance(raised, workers._Raised)
+    assert isinstance(raised.error, lb.LowbitError)
+    assert re.match(rf"worker on {re.escape(socket.gethostname())}, {told}", str(raised.error))
 
 
 # Processes here
@@ -280,6 +295,7 @@ def test_trial_that_was_lost_too_often_in_this_run_is_a_failed_one(
 ) -> None:
     """What dead processes left tells of them; those of earlier runs, as when a user stops the command, do not count."""
     monkeypatch.setattr("uuid.uuid4", lambda: type("U", (), {"hex": "this-run-0000"}))
+    monkeypatch.setattr(locks, "LOOKS", 2)
     folder = tmp_path / "run"
     shutil.copytree(undisturbed[1], folder)
     for name, of, lost in (("w8a8", "this-run-0000", 1), ("distilled", "this-run-0000", 2), ("w4a8", "another", 2)):
@@ -360,6 +376,23 @@ def test_error_of_a_trial_on_a_cluster_is_its_own(
     monkeypatch.setattr(pilot_run, "run_trial", broken)
     with joblib.parallel_config("threads", n_jobs=1), pytest.raises(RuntimeError, match="ZeroDivisionError: a bug"):
         measure(project, tmp_path / "run")
+
+
+def test_last_trial_that_is_left_has_a_process_of_its_own_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else it would take the command with it, each time that it is started again."""
+    here, apart = list[str](), list[str]()
+
+    def beside(tasks: Sequence[Task], shared: Any, do: Any, jobs: int) -> list[Trial]:
+        apart.extend(f"{task.name} of {jobs}" for task in tasks)
+        return []
+
+    monkeypatch.setattr(executor, "in_processes", beside)
+    monkeypatch.setattr(executor, "alone", lambda do, task, *_: here.append(task.name))
+    float_, int4 = Task("float", tmp_path, "", None), Task("int4", tmp_path, "", lb.Recipe.uniform("int4", None))
+    for tasks, jobs in (([float_], 4), ([int4], 4), ([int4], 1), ([], 4)):
+        with joblib.parallel_config("loky"):
+            [*executor.run_all(tasks, SimpleNamespace(absolute=lambda: None), print, jobs=jobs, progress=False)]  # type: ignore[arg-type]
+    assert (here, apart) == (["float", "int4"], ["int4 of 1"])
 
 
 # Threads
@@ -443,17 +476,45 @@ def test_lock_of_another_host_is_for_the_user_to_delete(tmp_path: Path) -> None:
     assert json.loads((tmp_path / ".lock").read_text()) == note
 
 
-@pytest.mark.parametrize("content", ["", "{", "[1]", "3"])
-def test_lock_without_a_note_is_taken_over(tmp_path: Path, content: str) -> None:
-    (tmp_path / ".lock").write_text(content)
+GOOD = {"host": socket.gethostname(), "pid": 1, "since": "2026", "run": "x", "lost": 0, "locks": False}
+DAMAGED = [
+    *("", "{", "[1]", "3", "\0", '"' * 9000),
+    *(json.dumps(GOOD | {"pid": pid}) for pid in (None, 10**30, 2**31, 0, -1, "7", 7.5, True)),
+    *(json.dumps(GOOD | {"lost": lost}) for lost in ("x", None, -1, 10**30)),
+    *(json.dumps(GOOD | {"host": host}) for host in (None, "a\nb", "x" * 999)),
+]
+
+
+@pytest.mark.parametrize("content", DAMAGED)
+def test_note_that_cannot_be_read_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str) -> None:
+    """Where the system says that its lock is free it is taken over; else the user is told which file to delete."""
+    path = tmp_path / ".lock"
+    path.write_text(content)
     with executor.only(tmp_path) as run:
-        assert json.loads((tmp_path / ".lock").read_text())["run"] == run
+        assert json.loads(path.read_text())["run"] == run
+    path.write_text(content)
+    monkeypatch.setattr("fcntl.flock", unsupported)
+    told = f"may be in use .its note cannot be read.; if that has ended, delete '{path}'"
+    with pytest.raises(lb.LowbitError, match=told), executor.only(tmp_path):
+        pass
+    assert path.read_text() == content
+
+
+def test_what_a_killed_command_was_writing_is_swept(tmp_path: Path) -> None:
+    left = [tmp_path / name for name in (".costs.0123abcd.json", ".run.89abcdef.json", ".name.0123abcd")]
+    others = [tmp_path / name for name in (".hidden", ".my.settings.json", "run.json")]
+    for path in (*left, *others):
+        path.write_text("{")
+    with executor.only(tmp_path):
+        assert sorted(tmp_path.iterdir()) == sorted([*others, tmp_path / ".lock"])
+
+
+def unsupported(*args: object) -> None:
+    """A file system without locks."""
+    raise OSError(95, "Operation not supported")
 
 
 def test_file_system_without_locks_goes_by_the_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def unsupported(*args: object) -> None:
-        raise OSError(95, "Operation not supported")
-
     with holding(tmp_path) as process:
         monkeypatch.setattr("fcntl.flock", unsupported)
         with pytest.raises(lb.LowbitError, match=f"may be in use .process {process.pid} on"), executor.only(tmp_path):
@@ -476,6 +537,144 @@ def test_process_that_outlives_its_command_is_waited_for(project: Path, tmp_path
         measure(project, tmp_path)
         assert time.monotonic() - began > seconds
     assert not (place / ".lock").exists()
+
+
+def trial(folder: Path, do: Any) -> Trial:
+    """What comes of one trial in this process, in a run named "x"."""
+    shared: Any = SimpleNamespace(run="x", settings=SimpleNamespace(threads=1))
+    return alone.alone(do, Task("one", folder, "", None), shared)
+
+
+def found(score: str) -> Trial:
+    return Trial("one", None, score, "misses")
+
+
+@pytest.mark.parametrize("without", ["flock", "fcntl"])
+def test_nothing_runs_twice_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, without: str) -> None:
+    """A living process is waited for by its signs of life, and is not one that was lost."""
+    if without == "flock":
+        monkeypatch.setattr("fcntl.flock", unsupported)
+    else:
+        monkeypatch.setattr(locks, "fcntl", None)
+    monkeypatch.setattr(locks, "BEAT", 0.05)
+    monkeypatch.setattr(locks, "PAUSE", 0.01)
+    monkeypatch.setattr(locks, "LOOKS", 100)
+    forks = loaded()
+    told, inside = forks.Pipe(duplex=False)
+    here = {"folder": tmp_path, "inside": inside, "without": without}
+    process = forks.Process(target=exec, args=(ALIVE, here))
+    process.start()
+    lost: list[int] = []
+    with told, inside:
+        assert told.poll(60)
+        began = time.monotonic()
+
+        def do(*args: object) -> Trial:
+            note = locks.noted(tmp_path / ".lock")
+            assert note is not None
+            lost.append(note.lost)
+            return found("here")
+
+        trial(tmp_path, do)
+    process.join()
+    assert time.monotonic() - began > 1.4
+    assert lost == [0]
+    assert not (tmp_path / ".lock").exists()
+
+
+ALIVE = """
+import time
+from pathlib import Path
+from lowbit.pilot import locks
+locks.BEAT = 0.05
+if without == "fcntl":
+    locks.fcntl = None
+else:
+    def unsupported(*args):
+        raise OSError(95, "")
+    locks.fcntl.flock = unsupported
+with locks.claimed(folder / ".lock", "x", wait=True):
+    inside.send(True)
+    time.sleep(1.5)
+"""
+
+
+def test_silent_process_of_another_host_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though the lock looks free all the time: locks of another host may hold there alone."""
+    monkeypatch.setattr(locks, "PAUSE", 0.01)
+    monkeypatch.setattr(locks, "LOOKS", 20)
+    path, until = tmp_path / ".lock", time.monotonic() + 0.8
+    path.write_text(json.dumps(GOOD | {"host": "far.away", "locks": True}))
+
+    def beat() -> None:
+        while time.monotonic() < until:
+            os.utime(path)
+            time.sleep(0.02)
+
+    beating = threading.Thread(target=beat)
+    beating.start()
+    with locks.claimed(path, "x", wait=True) as claim:
+        assert time.monotonic() > until
+        assert (claim.note.lost, str(claim.left)) == (1, "process 1 on far.away")
+    beating.join()
+
+
+def test_file_system_without_hard_links_has_a_lock_file_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unlinked(*args: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", unlinked)
+    with executor.only(tmp_path) as run:
+        assert json.loads((tmp_path / ".lock").read_text())["run"] == run
+        with pytest.raises(lb.LowbitError, match=f"may be in use .process {os.getpid()} on"), executor.only(tmp_path):
+            pass
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_one_process_at_a_time_takes_over_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also behind one that was killed while it took over."""
+    monkeypatch.setattr("fcntl.flock", unsupported)
+    monkeypatch.setattr(locks, "PAUSE", 0.001)
+    path, inside, most, counts = tmp_path / ".lock", [0], list[int](), list[int]()
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+
+    def work() -> None:
+        for _ in range(5):
+            with locks.claimed(path, "x", wait=True) as claim:
+                inside[0] += 1
+                most.append(inside[0])
+                counts.append(claim.note.lost)
+                time.sleep(0.002)
+                inside[0] -= 1
+
+    for _ in range(4):
+        path.write_text(json.dumps(GOOD | {"pid": dead.pid}))
+        seen = locks._look(path)
+        assert seen is not None
+        seen.successor.write_text(json.dumps(GOOD | {"pid": dead.pid, "lost": 1}))
+        threads = [threading.Thread(target=work) for _ in range(6)]
+        for one in threads:
+            one.start()
+        for one in threads:
+            one.join()
+        assert [*tmp_path.iterdir()] == []
+    assert most == [1] * 120
+    assert sorted(counts) == [0] * 116 + [2] * 4
+
+
+def test_process_whose_trial_was_taken_over_returns_what_the_other_found(tmp_path: Path) -> None:
+    """As one that was suspended for minutes."""
+    results = iter([found("mine"), found("the other's")])
+
+    def do(*args: object) -> Trial:
+        result = next(results)
+        if result.fingerprint == "mine":
+            (tmp_path / ".lock").write_text(json.dumps(GOOD | {"pid": 2**31 - 1}))
+        return result
+
+    assert trial(tmp_path, do).fingerprint == "the other's"
+    assert [*tmp_path.iterdir()] == []
 
 
 # Killed

@@ -232,7 +232,7 @@ def test_a_regression_has_no_equal_predictions() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 2)).eval()
     x = torch.randn(64, 6)
-    plain, labelled = list(x.split(16)), [(part, model(part).detach()) for part in torch.split(x, 16)]
+    plain, labelled = list(torch.split(x, 16)), [(part, model(part).detach()) for part in torch.split(x, 16)]
     recipe = Recipe.uniform("int8", "int8")
     assert "same prediction" in str(post_train(model, recipe, plain, progress=False)[1])
     for batches, classes in ((labelled, None), (plain, False)):

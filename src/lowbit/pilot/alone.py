@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import asdict
 
@@ -14,7 +13,7 @@ from joblib import parallel_config
 from threadpoolctl import threadpool_limits
 
 from lowbit import files
-from lowbit.pilot.locks import holding, take
+from lowbit.pilot.locks import claimed
 from lowbit.pilot.record import Trial
 from lowbit.pilot.shared import Do, Shared
 from lowbit.pilot.task import Task
@@ -46,13 +45,20 @@ def pinned(count: int) -> Iterator[None]:
 def alone(do: Do, task: Task, shared: Shared, progress: bool = False) -> Trial:
     """Do a trial with its threads pinned, while no other process does the same one and no other runs in this process.
 
-    A trial that was lost too often in this run is a failed one.
+    A trial that was lost too often in this run is a failed one. A process that stood still for so long that another one
+    took the trial over waits for it, and returns what that one found.
     """
-    with _turn, pinned(shared.settings.threads), _claimed(task, shared.run) as (lost, last):
-        if lost > RETRIES:
-            return given_up(task, lost, f"the last was {last}")
-        with parallel_config("sequential"):  # what a trial does in parallel stays in its process
-            return do(task, shared, progress)
+    task.folder.mkdir(parents=True, exist_ok=True)
+    while True:
+        # what holds it may be a process that outlived its command, or a worker that was given up
+        with _turn, pinned(shared.settings.threads), claimed(task.folder / ".lock", shared.run, wait=True) as claim:
+            if claim.note.lost > RETRIES:
+                trial = given_up(task, claim.note.lost, f"the last was {claim.left}")
+            else:
+                with parallel_config("sequential"):  # what a trial does in parallel stays in its process
+                    trial = do(task, shared, progress)
+            if claim.stands():
+                return trial
 
 
 def given_up(task: Task, times: int, why: str) -> Trial:
@@ -62,17 +68,3 @@ def given_up(task: Task, times: int, why: str) -> Trial:
     task.folder.mkdir(parents=True, exist_ok=True)
     files.write_json(task.folder / "trial.json", asdict(trial))
     return trial
-
-
-@contextlib.contextmanager
-def _claimed(task: Task, run: str) -> Iterator[tuple[int, str]]:
-    """Hold a trial's folder; yields how many processes were lost over it in this run, and which was the last."""
-    task.folder.mkdir(parents=True, exist_ok=True)
-    path = task.folder / ".lock"
-    while (found := take(path))[0] is None:  # a process that outlived its command, or a worker that was given up
-        time.sleep(0.2)
-    descriptor, left, _ = found
-    assert descriptor is not None
-    lost = int(left.get("lost", 0)) + 1 if left.get("run") == run else 0
-    with holding(descriptor, path, {"run": run, "lost": lost}):
-        yield lost, f"process {left.get('pid')} on {left.get('host')}"

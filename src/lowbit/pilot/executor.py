@@ -6,8 +6,8 @@ arguments alone. A lock file says who works where, so that nothing runs twice at
     .lock                    of a run folder: one command at a time
     variants/<name>/.lock    of a trial: one process at a time; another one waits, and then reads what was found
 
-The operating system frees a lock when its process ends, however it ends. A note that is still in a freed file therefore
-tells of a process that was lost, and so a trial knows how often that happened to it in this run.
+Whose process has ended, or shows no sign of life, has lost its lock (`locks.py`). The note that it left tells of it,
+and so a trial knows how often that happened to it in this run.
 
 A lost process (killed, out of memory) costs its trial only, which is tried again, `RETRIES` times, and then recorded as
 failed. Here every trial at once has a process to itself (loky's, as joblib starts them), so that losing one disturbs no
@@ -17,8 +17,6 @@ other. On a cluster the scheduler starts lost trials again; what it gives up is 
 from __future__ import annotations
 
 import contextlib
-import os
-import socket
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -27,9 +25,10 @@ from typing import Any
 
 from joblib.parallel import get_active_backend
 
+from lowbit import files
 from lowbit.errors import DataError
 from lowbit.pilot.alone import alone
-from lowbit.pilot.locks import holding, may_run, take
+from lowbit.pilot.locks import InUseError, claimed
 from lowbit.pilot.processes import in_processes
 from lowbit.pilot.record import Trial
 from lowbit.pilot.shared import Do, Shared
@@ -49,15 +48,17 @@ def only(folder: Path) -> Iterator[str]:
         DataError: another command works in the folder, or one on another host did not end properly.
     """
     path, run = folder / ".lock", uuid.uuid4().hex
-    descriptor, left, locks = take(path)
-    who = "process {pid} on {host}, since {since}".format_map({"pid": "?", "host": "?", "since": "?"} | left)
-    if descriptor is None:
-        raise DataError(f"run folder '{folder}' is in use ({who}); wait, stop it, or choose another folder with --out")
-    elsewhere = left.get("host") != socket.gethostname()
-    if left and may_run(left) and (elsewhere or not locks):
-        os.close(descriptor)
-        raise DataError(f"run folder '{folder}' may be in use ({who}); if that has ended, delete '{path}'")
-    with holding(descriptor, path, {"run": run}):
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(claimed(path, run, wait=False))
+        except InUseError as error:
+            if error.surely:
+                remedy = "wait, stop it, or choose another folder with --out"
+                raise DataError(f"run folder '{folder}' is in use ({error}); {remedy}") from error
+            raise DataError(
+                f"run folder '{folder}' may be in use ({error}); if that has ended, delete '{path}'"
+            ) from error
+        files.sweep(folder)
         yield run
 
 
@@ -74,7 +75,7 @@ def run_all(tasks: Sequence[Task], shared: Shared, do: Do, *, jobs: int, progres
         DataError: the model cannot be sent to another process, or a worker cannot see the run folder.
     """
     backend = elsewhere()
-    if backend is None and min(jobs, len(tasks)) <= 1:
+    if backend is None and (jobs == 1 or all(task.recipe is None for task in tasks)):  # nothing goes on without float
         yield from (alone(do, task, shared, progress) for task in tasks)
         return
     tasks = [replace(task, folder=task.folder.absolute()) for task in tasks]

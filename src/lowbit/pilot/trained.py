@@ -36,8 +36,7 @@ def prepared(task: Task, fingerprint: str, name: str = _STUDENT) -> Path:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         files.write_text(marker, fingerprint)
-    for stale in folder.rglob(".*.????????.*"):  # what a kill left of `files.replacing`
-        stale.unlink()
+    files.sweep(folder, inside=True)
     return folder
 
 

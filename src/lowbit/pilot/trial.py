@@ -47,8 +47,7 @@ def run_trial(
     torch.manual_seed(settings.seed)
     began = time.perf_counter()
     task.folder.mkdir(parents=True, exist_ok=True)
-    for stale in task.folder.glob(".*.????????.*"):  # what a kill left of `files.replacing`
-        stale.unlink()
+    files.sweep(task.folder)
     (task.folder / "trial.json").unlink(missing_ok=True)  # else, killed below, it would describe the wrong file
     try:
         with threads(settings.threads), within(task.name):

@@ -6,7 +6,6 @@ Before that, workers are looked at: each has to see the run folder, and to have 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import pickle
 import platform
@@ -14,8 +13,8 @@ import socket
 import time
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -25,8 +24,9 @@ from joblib import Parallel, delayed, parallel_config
 from lowbit import files
 from lowbit.errors import DataError, LowbitError
 from lowbit.pilot.alone import RETRIES, alone, given_up
+from lowbit.pilot.locks import noted
 from lowbit.pilot.record import Trial
-from lowbit.pilot.shared import Do, Shared
+from lowbit.pilot.shared import Do, Imports, Shared
 from lowbit.pilot.task import Task
 
 SEEN_WITHIN = 3.0  # seconds until a shared folder shows a new file everywhere
@@ -60,6 +60,9 @@ def cluster(address: str | None, *, timeout: float = 10) -> Iterator[None]:
 def on_cluster(tasks: Sequence[Task], shared: Shared, do: Do, backend: Any) -> Iterator[Trial]:
     """Give the cluster what is left, and again if it gives up, until nothing comes of it `1 + RETRIES` times."""
     left, fruitless = {task.name: task for task in tasks}, 0
+    where = shared.imports.folder
+    needed = tuple(name for name in shared.imports.references if _found(name, where) is None)  # not `accuracy`
+    shared = replace(shared, versions=dict(shared.versions), imports=Imports(needed, where.absolute()))
     while left:
         lost: object = None
         with _sent(shared, backend):
@@ -113,8 +116,9 @@ class _Raised:
 
 def _there(do: Do, task: Task, shared: Shared) -> Trial | _Raised:
     try:
-        if told := _unseen(shared.folder, shared.run):
-            return _Raised(DataError(f"worker on {socket.gethostname()}: {told}"))
+        # again, for one that came after the others were looked at, and where nobody looked before (Ray)
+        if told := _fit(shared.folder, shared.run, shared.versions, shared.imports):
+            return _Raised(DataError(f"worker {told}"))
         return alone(do, task, shared)
     except LowbitError as error:
         return _Raised(error)
@@ -155,10 +159,7 @@ def _check(client: Any, shared: Shared) -> None:
     where = client.scheduler.address if client.scheduler else "the cluster"
     try:
         client.wait_for_workers(1, timeout=30)
-        imports = shared.imports
-        needed = [name for name in imports.references if _found(name, imports.folder) is None]
-        arguments = (shared.folder, shared.run, dict(shared.versions), needed, imports.folder.absolute())
-        answers = client.run(_fit, *arguments, on_error="return")
+        answers = client.run(_fit, shared.folder, shared.run, shared.versions, shared.imports, on_error="return")
     except Exception as error:
         raise DataError(
             f"the cluster at {where} has no workers that answer ({files.one_line(error)}); start some with "
@@ -170,10 +171,15 @@ def _check(client: Any, shared: Shared) -> None:
             raise DataError(f"worker {worker}: {told}")
 
 
-def _fit(folder: Path, run: str, versions: dict[str, str], references: list[str], place: Path) -> str | None:
-    """Why this worker cannot do trials of the run as its command would; None if it can."""
-    if told := _unseen(folder, run):
-        return f"on {socket.gethostname()}, {told}"
+def _fit(folder: Path, run: str, versions: Mapping[str, str], imports: Imports) -> str | None:
+    """Why this worker cannot do trials of the run as its command would, after its host; None if it can."""
+    told = _unseen(folder, run) or _other(versions)
+    told = told or next((told for name in imports.references if (told := _found(name, imports.folder))), None)
+    return told and f"on {socket.gethostname()}, {told}"
+
+
+def _other(versions: Mapping[str, str]) -> str | None:
+    """Which package has another version here than in the command."""
     for name, wanted in versions.items():
         try:
             here = platform.python_version() if name == "python" else version(name)
@@ -181,15 +187,15 @@ def _fit(folder: Path, run: str, versions: dict[str, str], references: list[str]
             here = "none"
         if here != wanted:
             return f"has {name} {here}, the command {wanted}, and figures depend on it; install the same"
-    return next((told for name in references if (told := _found(name, place))), None)
+    return None
 
 
 def _unseen(folder: Path, run: str) -> str | None:
     """Whether this process cannot see the folder of the run, in words."""
     until = time.monotonic() + SEEN_WITHIN
     while True:
-        with contextlib.suppress(OSError, ValueError):
-            if json.loads((folder / ".lock").read_bytes())["run"] == run:
+        with contextlib.suppress(OSError):
+            if (note := noted(folder / ".lock")) and note.run == run:
                 if os.access(folder, os.W_OK):
                     return None
                 return f"cannot write to the run folder '{folder}'; let its user"

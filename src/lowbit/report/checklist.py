@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from lowbit.formats import FLOAT
+from lowbit.pilot.metrics import SHARES
 from lowbit.pilot.record import LayerRow, Run, Trial
 from lowbit.report import decision, figures
 from lowbit.report.changes import on_integers
@@ -294,7 +295,7 @@ def _output(run: Run) -> Method:
     used = _used(run, lambda trial: trial.output)
     line = "- {name: fold, weights: int8, activations: int8, output: {path: fold4}}"
     name = text("Numbers as points on a path")
-    if run.kpi.metric in ("accuracy", "agreement"):
+    if run.kpi.metric in SHARES:
         return Method(name, "no", text("Outputs are predictions of classes, and a path is for numbers."), used, line)
     if not _Formats.of(run).eight:
         return _without(name, used, run)

@@ -68,11 +68,17 @@ def _direction(score: Score) -> int:
 
 def way(row: DistillationRow) -> str:
     """What learned from what, and how close to the teacher it came."""
-    sentence = (
-        key("It learned from {source} for {epochs} with {quantizer} quantizers as published; epoch {best} was kept.")
-        if row.exact
-        else key("It learned from {source} for {epochs} with {quantizer} quantizers; epoch {best} was kept.")
-    )
+    if row.best == 0:
+        sentence = key(
+            "It learned from {source} for {epochs} with {quantizer} quantizers, and no epoch was as good as the start, "
+            "which was kept."
+        )
+    elif row.exact:
+        sentence = key(
+            "It learned from {source} for {epochs} with {quantizer} quantizers as published; epoch {best} was kept."
+        )
+    else:
+        sentence = key("It learned from {source} for {epochs} with {quantizer} quantizers; epoch {best} was kept.")
     learned = text(sentence, source=source(row), epochs=epochs(len(row.epochs)), quantizer=row.quantizer, best=row.best)
     return sentences(learned, came(row))
 

@@ -125,6 +125,11 @@ class Objective:
         labels = classes_in(self.held) if self.kind == "labels" else None
         return accuracy_of(outputs_of(model, self.held), labels) if labels else self.agreement(model)
 
+    def standing(self, model: nn.Module) -> tuple[float, float]:
+        """Score, and the loss below 0, on all held-out batches: of few samples a score alone says little."""
+        loss, _ = self.judge(model, sum(map(size_of, self.held)))
+        return self.score(model), -loss
+
     def agreement(self, model: nn.Module) -> float:
         """How well held-out outputs agree with the teacher's, 1 at best; without a teacher, with the labels."""
         return agreement_of(outputs_of(model, self.held), self.targets, classes=self.classes)

@@ -40,7 +40,8 @@ class Distillation:
     """How a student was trained and what came of it.
 
     `before` and `after` say how well held-out outputs agree with the teacher's: the share of equal predictions for
-    losses of class scores, else 1 less the squared error relative to the variance; 1 is best.
+    losses of class scores, else 1 less the squared error relative to the variance; 1 is best. `best` is 0 where no
+    epoch was as good as the start, which was kept.
     """
 
     quantizer: FamilyName
@@ -57,7 +58,8 @@ class Distillation:
         figure = ".1%" if self.loss in ("kl", "labels") else ".4f"
         kind = "trained on labels" if self.loss == "labels" else f"distilled ({self.loss})"
         way = f"{self.quantizer}{' as published' if self.exact else ''}"
-        last = f"{len(self.epochs)} epochs, epoch {self.best} kept"
+        kept = f"epoch {self.best} kept" if self.best else "none as good as the start, which was kept"
+        last = f"{len(self.epochs)} epochs, {kept}"
         return f"{kind} with {way}: {last}; agreement with the teacher {self.before:{figure}} -> {self.after:{figure}}"
 
 
@@ -101,7 +103,8 @@ def distill(
             outputs a sample are taken for class scores, so say ``mse`` for a regression.
         temperature: T of ``kl``.
         features: names of layers whose inputs the student matches too, by squared error relative to their variance.
-        held_out: inputs that choose the best epoch; by default every sixteenth batch, which then trains nothing.
+        held_out: inputs that choose the best epoch, or with all but ``exact`` the start where none is as good; by
+            default every sixteenth batch, which then trains nothing.
         batch_size: samples a step.
         augment: changes a batch at every step, see `lowbit.training.samples.crop_and_flip`; the teacher sees the same.
         cache_teacher: run the teacher once over all samples, not at each step; not together with `augment`.
@@ -133,6 +136,7 @@ def distill(
     checked = check_teacher(teacher, held, classes=loss in ("kl", "labels"), augment=augment, seed=seed)
     objective = Objective(student, teacher, loss, temperature, tuple(features), held)
     before, ranges = objective.agreement(student), bounds_of(student)
+    start, at_start = copy.deepcopy(student), objective.standing(student)
     if not exact:  # which starts at 6
         _warn_of_pact(student, quantizer, fitting)
     fitted = learn(
@@ -154,13 +158,16 @@ def distill(
         progress=progress,
         **fitting,
     )
-    learned = ranges_of(student, held[0], ranges)
+    learned, best = ranges_of(student, held[0], ranges), fitted.best
     student = finished(student)
     after = objective.agreement(student)
     if not math.isfinite(after):
         raise TrainingError("the trained student's outputs are not finite; lower rate, or set clip")
+    if not exact and all(now < then for now, then in zip(objective.standing(student), at_start, strict=True)):
+        learned, best = ranges_of(start, held[0], ranges), 0
+        student, after = finished(start), before
     note(student, f"distill(quantizer={quantizer}, exact={exact}, loss={loss}, epochs={epochs}, seed={seed})")
-    result = Distillation(quantizer, exact, loss, checked, fitted.epochs, fitted.best, before, after, learned)
+    result = Distillation(quantizer, exact, loss, checked, fitted.epochs, best, before, after, learned)
     return student.to(home), result
 
 
