@@ -16,6 +16,7 @@ from lowbit.errors import CalibrationError, DataError, LowbitError
 
 Batch: TypeAlias = "Tensor | Sequence[Tensor | None] | Mapping[str, Tensor]"
 Batches: TypeAlias = "Iterable[Batch]"
+_SUM = 1e-3  # that shares of classes may be off 1, as floats of 16 bits are
 
 
 def inputs_of(batch: Batch) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
@@ -89,8 +90,11 @@ def labels_of(batch: Batch) -> Tensor | None:
 
 
 def are_quantities(labels: Tensor | None) -> bool:
-    """Whether labels are quantities to be met and no classes: floats that are not all 0 or 1."""
-    return labels is not None and labels.is_floating_point() and not bool(((labels == 0) | (labels == 1)).all())
+    """Whether labels are quantities and no classes: floats, but not all 0 or 1, and no shares that add up to 1."""
+    if labels is None or not labels.is_floating_point() or bool(((labels == 0) | (labels == 1)).all()):
+        return False
+    shares = labels.dim() > 1 and labels.shape[1] > 1 and bool((labels >= 0).all())
+    return not (shares and bool(((labels.sum(1) - 1).abs() < _SUM).all()))  # soft labels of classes
 
 
 def of_quantities(batches: Iterable[Batch]) -> bool:

@@ -287,6 +287,24 @@ def test_r2_by_the_paired_bootstrap() -> None:
     assert lb.compare(a, b, labels, seed=1).effect != lb.compare(a, b, labels, seed=2).effect
 
 
+def test_r2_of_several_outputs_tells_of_each() -> None:
+    generator = np.random.default_rng(0)
+    labels = generator.normal(size=(400, 2)) * np.array([2, 20])
+    a = labels + 0.05 * generator.normal(size=labels.shape) * np.array([2, 20])
+    b = a.copy()
+    b[:, 0] += 0.2 * generator.normal(size=400)
+    found = lb.compare(a, b, labels, margin=0.02)
+    assert found.verdict == "equivalent"  # by the mean
+    (note,) = [note for note in found.notes if "mean of 2 outputs" in note]
+    assert note.endswith(
+        f"0: {r2_of(a, labels, 0)} and {r2_of(b, labels, 0)}, 1: {r2_of(a, labels, 1)} and {r2_of(b, labels, 1)}"
+    )
+
+
+def r2_of(outputs: Array, labels: Array, of: int) -> str:
+    return f"{1 - ((outputs - labels)[:, of] ** 2).mean() / labels[:, of].var():.4g}"
+
+
 def error_of(outputs: Array, labels: Array) -> float:
     return float(np.abs(outputs - labels).mean())
 

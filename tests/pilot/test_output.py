@@ -112,6 +112,14 @@ def rewrite(project: Path, **sections: Any) -> None:
     (project / "pilot.yaml").write_text(yaml.safe_dump(PILOT | sections, sort_keys=False))
 
 
+def test_errors_of_several_outputs_are_in_their_own_units() -> None:
+    target = torch.zeros(4, 2)
+    found = torch.tensor([[0.1, 10.0], [-0.1, 10.0], [0.1, -10.0], [0.1, 10.0]])
+    codec = lb.Codec(0.0, 1.0, Fold(1))
+    assert controls._each(found, target, codec) == pytest.approx((0.1, 10.0))
+    assert controls._each(found[:, :1], target[:, :1], codec) == ()
+
+
 def variant(**output: Any) -> dict[str, Any]:
     return {"variants": [{"name": "own", **FORMATS, "output": output}]}
 

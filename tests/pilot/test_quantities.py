@@ -16,6 +16,7 @@ from lowbit.export.watching import profile_of
 from lowbit.pilot.record import Run, Trial, read
 from lowbit.pilot.run import run_pilot, tasks_of
 from lowbit.pilot.spec import load_spec
+from lowbit.pilot.task import of_classes
 from lowbit.report import rollout
 from lowbit.report.page import render
 
@@ -137,3 +138,22 @@ def test_page_terminal_and_roll_out(project: Path, run: Run, capsys: pytest.Capt
     assert "how far outputs lie from float" in told
     assert "classes" not in told
     assert rollout.compare(one(run, "w8a8"), run).startswith("lowbit compare --outcomes log.npz")
+
+
+@pytest.mark.parametrize(
+    ("metric", "labels", "quantities"),
+    [
+        ("r2", None, True),
+        ("cosine", None, True),
+        ("accuracy", torch.tensor([0, 1]), False),
+        ("agreement", None, False),
+        ("m.py:f", torch.tensor([0.5, 3.0]), True),
+        ("m.py:f", torch.tensor([1.0, 0.0]), False),
+        ("m.py:f", torch.tensor([2, 3]), False),
+        ("m.py:f", torch.tensor([[0.75, 0.25], [0.5, 0.5]]), False),  # soft labels
+        ("m.py:f", torch.tensor([[0.75, 0.25], [0.5, 0.6]]), True),
+        ("m.py:f", None, False),
+    ],
+)
+def test_what_tells_of_quantities(metric: str, labels: torch.Tensor | None, quantities: bool) -> None:
+    assert of_classes(metric, labels) is not quantities

@@ -144,8 +144,8 @@ def searching(**given: Any) -> SearchSpec:
 def test_what_the_file_does_not_say_is_left_to_search() -> None:
     left_out = ("choices", "budget", "granularity")
     assert searching().options(*left_out) == {"epochs": 2, "loss": "kl"}
-    assert searching().of_metric("r2").loss == "mse"
-    assert searching(loss="cosine").of_metric("r2").loss == "cosine"
+    assert searching().of_metric("r2", classes=False).loss == "mse"
+    assert searching(loss="cosine").of_metric("r2", classes=False).loss == "cosine"
     assert searching(by="policy", rate=0.1).options(*left_out) == {
         **{"epochs": 2, "loss": "kl"},
         **{"by": "policy", "rate": 0.1},

@@ -190,23 +190,6 @@ def test_each_of_several_quantities_has_a_row() -> None:
     assert (flat.r2, flat.difference) == (None, None)
 
 
-@pytest.mark.parametrize(
-    ("metric", "labels", "expected"),
-    [
-        ("r2", None, True),
-        ("cosine", None, True),
-        ("accuracy", np.array([0, 1]), False),
-        ("agreement", None, False),
-        ("m.py:f", np.array([0.5, 3.0]), True),
-        ("m.py:f", np.array([1.0, 0.0]), False),
-        ("m.py:f", np.array([2, 3]), False),
-        ("m.py:f", None, False),
-    ],
-)
-def test_what_tells_of_quantities(metric: str, labels: np.ndarray[Any, Any] | None, expected: bool) -> None:
-    assert statistics.are_quantities(metric, labels) is expected
-
-
 def test_r2_interval_holds_the_value_and_is_the_seed_s() -> None:
     generator = np.random.default_rng(0)
     targets = generator.normal(size=200)

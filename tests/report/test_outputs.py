@@ -6,9 +6,12 @@ import re
 from dataclasses import replace
 
 import pytest
+from pages import FLOAT as FLOAT_TRIAL
+from pages import RUN, W8A8
 
 from lowbit.pilot.record import ComparedRow, EpochRow, ErrorsRow, OutputRow
 from lowbit.report import figures, outputs
+from lowbit.report.page import render
 
 
 def errors(rmse: float, robust: float, flips: float = 0.0, structure: float | None = None) -> ErrorsRow:
@@ -70,6 +73,16 @@ def test_bought() -> None:
         "With snake2, outputs differ from the float model's by RMSE 0.200, robust SD 0.100."
     )
     assert outputs.bought(REFUSED) == "The direct output stays: noise."
+
+
+def test_several_outputs_have_errors_in_their_own_units() -> None:
+    several = replace(ROW, compared=(replace(OURS, each=(0.02, 1.5)), replace(FLOAT, each=(0.01, 1.25)), DIRECT))
+    page = render(replace(RUN, trials=(FLOAT_TRIAL, replace(W8A8, output=several))))
+    (table,) = re.findall(r'aria-label="Errors of each output of .*?</table>', page, re.DOTALL)
+    assert re.findall(r"Output \d", table) == ["Output 0", "Output 1"]
+    assert re.findall(r'<td class="n">(.*?)</td>', table) == ["0.0100", "1.25", "0.0200", "1.50"]
+    assert "where units differ, those with the largest numbers decide them" in table
+    assert "Errors of each output of" not in render(replace(RUN, trials=(FLOAT_TRIAL, replace(W8A8, output=ROW))))
 
 
 @pytest.mark.parametrize(

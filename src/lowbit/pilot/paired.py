@@ -15,7 +15,7 @@ from lowbit.pilot.comparison import METRICS, Comparison, gain_of, verdict_of
 from lowbit.pilot.differing import Array, class_rows, confidence, differing_classes, differing_numbers, mcnemar
 from lowbit.pilot.metrics import AGREEMENTS
 from lowbit.pilot.power import SURE, needed_for_agreement, needed_for_pairs, samples_needed
-from lowbit.pilot.record import Score
+from lowbit.pilot.record import QuantityRow, Score
 from lowbit.pilot.statistics import Scoring
 
 _FEW = 20  # samples that one model alone has right; with fewer the interval is rough
@@ -84,6 +84,7 @@ def of_numbers(b: Array, scoring: Scoring, margin: float, notes: list[str], *, l
         notes += statistics.left_out(effect, *scores)
         if metric == "r2":
             change = np.subtract(*(statistics.relative_errors(one, np.asarray(labels)) for one in (b, a)))
+            notes += _each_output(statistics.quantities(b, labels, a, scoring.seed))
         elif a.shape == b.shape and "U" not in (a.dtype.kind, b.dtype.kind):
             apart = (b.astype(np.float64) - a.astype(np.float64)).reshape(count, -1)
             change = np.sqrt((np.where(np.isfinite(apart), apart, 0) ** 2).sum(1))
@@ -95,6 +96,18 @@ def of_numbers(b: Array, scoring: Scoring, margin: float, notes: list[str], *, l
         notes.append("the interval has no width: all resamples are alike, so more samples cannot be planned")
     differences = differing_numbers(a, b, labels, change, judged=metric in METRICS and metric not in AGREEMENTS)
     return replace(found, differences=differences, notes=tuple(notes))
+
+
+def _each_output(rows: Sequence[QuantityRow]) -> list[str]:
+    """What the mean of several outputs' r2 is made of, in a sentence."""
+    if not rows:
+        return []
+
+    def shown(value: float | None) -> str:
+        return "not defined" if value is None else f"{value:.4g}"
+
+    told = (f"{number}: {shown(row.r2_float)} and {shown(row.r2)}" for number, row in enumerate(rows))
+    return [f"r2 is the mean of {len(rows)} outputs; of each, in A and B, it is {', '.join(told)}"]
 
 
 def _judged(

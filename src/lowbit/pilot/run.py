@@ -51,7 +51,7 @@ from lowbit.pilot.outputs import example
 from lowbit.pilot.record import LatencyRow, Limits, Provenance, Run, Timings, Trial, read
 from lowbit.pilot.shared import Imports, Shared
 from lowbit.pilot.spec import PilotSpec, Variant
-from lowbit.pilot.task import Samples, Settings, Sources, Task
+from lowbit.pilot.task import Samples, Settings, Sources, Task, of_classes
 from lowbit.pilot.trial import finished, run_trial, threads
 from lowbit.progress import track
 from lowbit.recipe import Recipe
@@ -101,7 +101,7 @@ def run_pilot(
     where, metric, runtime = base or Path(), spec.kpi.metric, spec.runtime
     tasks, train = tasks_of(spec, model, calibration, test, folder, train=train, base=where)
     noted, costs = dict(provenance or {}), folder / "costs.json"
-    classes = not statistics.are_quantities(metric, None if test.labels is None else test.labels.numpy())
+    classes = of_classes(metric, test.labels)
     settings = Settings(metric, spec.seed, runtime.name, runtime.threads, noted, where, classes, costs)
     weights_hash, packages = identity.weights_hash(model), _versions(spec)
     folder.mkdir(parents=True, exist_ok=True)
@@ -165,7 +165,7 @@ def tasks_of(
     where, metric, runtime = base or Path(), spec.kpi.metric, spec.runtime
     labels = None if test.labels is None else test.labels.numpy()
     statistics.check_metric(metric, labels, where)
-    quantities = statistics.are_quantities(metric, labels)
+    classes = of_classes(metric, test.labels)
     trained_on, black = _training_data(spec, calibration, train, where)
     if test.labels is None and (named := next((v.name for v in spec.variants if v.features), None)):
         raise DataError(f"variant '{named}': features are judged by labels, and the test data has none; name them")
@@ -175,7 +175,7 @@ def tasks_of(
         behavior = identity.behavior(model, [calibration, test])
     if test.labels is not None:
         check_labels(metric, output, test.labels)
-    meant = "r2, the mean of the outputs'" if metric == "r2" else metric  # and not of all numbers together
+    meant = [metric, "" if classes else "no classes", "a mean over outputs" if metric == "r2" else ""]
     asked_of: list[object] = [spec.model, identity.weights_hash(model)]
     asked_of += [identity.code_hash(model, [spec.model, metric], where), behavior, calibration.hash, test.hash, meant]
     beside = [runtime.name, runtime.threads, _versions(spec)]
@@ -193,7 +193,7 @@ def tasks_of(
     tasks, repeats = [task("float", None)], list[Task]()
     for v in spec.variants:
         recipe = v.to_recipe(where, f"{spec.name}: {v.name}")
-        how, refused = _how(v, spec, black, trained_on, quantities=quantities)
+        how, refused = _how(v, spec, black, trained_on, classes=classes)
         _check_augmentation(v.name, how, calibration, trained_on)
         every = [
             task(v.name, recipe, seed, opset=v.opset, level=v.level, widen_most=v.widen_most, **how)
@@ -242,7 +242,7 @@ def _training_data(
 
 
 def _how(
-    v: Variant, spec: PilotSpec, black: tuple[float, ...], train: Samples, *, quantities: bool
+    v: Variant, spec: PilotSpec, black: tuple[float, ...], train: Samples, *, classes: bool
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """What a variant asks for beside post-training, and the choices that the target refuses.
 
@@ -258,7 +258,7 @@ def _how(
         distill = (
             v.distill.model_copy(update={"loss": "mse"})
             if v.output
-            else v.distill.of_metric(spec.kpi.metric, quantities=quantities)
+            else v.distill.of_metric(spec.kpi.metric, classes=classes)
         )
         how |= {"black": black, "distill": distill}
     if v.output:
@@ -271,7 +271,7 @@ def _how(
     if v.search:
         of_weights = {"granularity": v.granularity, "batch": spec.runtime.batches[0]}
         search, refused = targets.searched(v.search, native) if native else (v.search, refused)
-        how |= {"black": black, "search": search.of_metric(spec.kpi.metric, quantities=quantities), **of_weights}
+        how |= {"black": black, "search": search.of_metric(spec.kpi.metric, classes=classes), **of_weights}
     return how, refused
 
 

@@ -321,16 +321,6 @@ def rmse_of_each(outputs: Array, targets: Array) -> npt.NDArray[np.float64]:
     return np.asarray(((got - want) ** 2).mean((0, 2)) ** 0.5)
 
 
-def are_quantities(metric: str, labels: Array | None) -> bool:
-    """Whether outputs are quantities or embeddings, which predict no class, as far as a metric and labels tell.
-
-    So they are with r2 and cosine, and with an own metric of targets in floats.
-    """
-    if metric in ("r2", "cosine"):
-        return True
-    return is_own(metric) and labels is not None and labels.dtype.kind == "f" and not np.isin(labels, (0, 1)).all()
-
-
 def quantities(outputs: Array, labels: Array | None, reference: Array, seed: int) -> tuple[QuantityRow, ...]:
     """A row for each of several quantities; none for a single one, for more than 32, and for labels of another shape.
 

@@ -9,7 +9,9 @@ from typing import Protocol
 
 from torch import Tensor
 
+from lowbit.batches import are_quantities
 from lowbit.export.runtime import RuntimeName
+from lowbit.pilot.metrics import is_own
 from lowbit.pilot.sections.coding import FeaturesSpec
 from lowbit.pilot.sections.factorize import FactorizeSpec
 from lowbit.pilot.sections.output import OutputSpec
@@ -34,6 +36,14 @@ class Samples(Protocol):
 
     def batches(self, size: int) -> Iterable[tuple[Tensor, Tensor | None] | dict[str, Tensor]]:
         """All samples in order; with several inputs a dict by their names, and ``labels`` where there are some."""
+
+
+def of_classes(metric: str, labels: Tensor | None) -> bool:
+    """Whether outputs predict classes, as far as a metric and the labels of the test data tell.
+
+    With r2 and cosine they are quantities and embeddings, and with an own metric of targets in floats quantities.
+    """
+    return metric not in ("r2", "cosine") and not (is_own(metric) and are_quantities(labels))
 
 
 @dataclass(frozen=True)

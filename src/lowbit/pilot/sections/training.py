@@ -61,13 +61,10 @@ class TrainingSpec(Augmented, Fitted):
             raise wrong(f"temperature is of loss 'kl', and loss is {self.loss!r}; leave it out")
         return self
 
-    def of_metric(self, metric: str, *, quantities: bool = False) -> Self:
-        """What this is for a pilot with a metric: where r2 or cosine decides, outputs are no class scores.
-
-        Nor are they `quantities`, of which an own metric with targets in floats tells.
-        """
-        fitting = "cosine" if metric == "cosine" else "mse" if quantities or metric == "r2" else None
-        if fitting and "loss" not in self.model_fields_set:
+    def of_metric(self, metric: str, *, classes: bool = True) -> Self:
+        """What this is for a pilot with a metric, whose outputs may be no `classes`."""
+        fitting: LossName = "cosine" if metric == "cosine" else "mse"
+        if not classes and "loss" not in self.model_fields_set:
             return self.model_copy(update={"loss": fitting})
         return self
 
