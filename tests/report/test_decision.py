@@ -32,7 +32,7 @@ def run(*trials: Trial, **fields: Any) -> Run:
     [
         (
             RUN,
-            f"Go: take w4a8, the smallest of 2 variants that meet {ASKED}: 0.24 MB, 4.9× smaller than float.",
+            f"Go: take w4a8, the smallest of 2 variants that meet {ASKED}: 240 kB, 4.9× smaller than float.",
         ),
         (run(), "Nothing was measured: the run has no variant, and no float baseline that ran."),
         (run(FLOAT), f"Only the float model was measured: at 91.85 % it meets {ASKED}."),
@@ -67,24 +67,24 @@ def run(*trials: Trial, **fields: Any) -> Run:
             run(replace(FAILED, recipe=None), W2A8),
             f"No-go: the only variant, w2a8, misses {ASKED}, at 84.27 %.",
         ),
-        (run(W8A8, W2A8), f"Go: take w8a8, the only one of 2 variants that meets {ASKED}: 0.37 MB."),
+        (run(W8A8, W2A8), f"Go: take w8a8, the only one of 2 variants that meets {ASKED}: 372 kB."),
         (
             run(FLOAT, replace(W8A8, file_bytes=2_000_000)),
             f"Go: take w8a8, the only variant, which meets {ASKED}: 2.00 MB.",
         ),
         (
             run(FLOAT, W8A8, W4A8, FASTER, limits=Limits(latency=0.5)),
-            "Go: take faster, the fastest of 3 variants that meet all that was asked: 0.200 ms, 4.1× faster, 0.37 MB, "
+            "Go: take faster, the fastest of 3 variants that meet all that was asked: 0.200 ms, 4.1× faster, 372 kB, "
             "3.2× smaller than float.",
         ),
         (
             run(FLOAT, W8A8, W4A8, limits=Limits(bops=1e12)),
-            "Go: take w4a8, with the fewest BOPs of 2 variants that meet all that was asked: 0.24 MB, 4.9× smaller "
+            "Go: take w4a8, with the fewest BOPs of 2 variants that meet all that was asked: 240 kB, 4.9× smaller "
             "than float.",
         ),
         (
             run(FLOAT, W8A8, kpi=Kpi("accuracy", None, 0.01)),
-            "Go: take w8a8, the only variant, which meets accuracy at most 1.0 pp below float: 0.37 MB, 3.2× smaller "
+            "Go: take w8a8, the only variant, which meets accuracy at most 1.0 pp below float: 372 kB, 3.2× smaller "
             "than float.",
         ),
     ],
@@ -134,7 +134,7 @@ def test_every_requirement_is_told_with_its_figure_and_what_was_asked() -> None:
     assert told == [
         ("accuracy", "91.31 % (90.74 to 91.84)", "≥ 91.0 %", "open"),
         ("accuracy from float", "−0.54 pp (−0.81 to −0.27)", "≥ −1.0 pp", "met"),
-        ("file size", "0.24 MB", "≤ 0.25 MB", "met"),
+        ("file size", "240 kB", "≤ 250 kB", "met"),
         ("BOPs", "3.61 G", "≤ 3.00 G", "missed"),
         ("latency", "0.410 ms (0.380 to 0.450)", "≤ 0.400 ms", "open"),
     ]
@@ -219,7 +219,7 @@ def test_seeds_on_both_sides_of_a_cost_are_told_with_their_span(what: Any, value
     seeded = replace(OPEN, checks=(check,), repeats=(RepeatRow(1, OPEN.score, OPEN.difference, 31_000),))
     (one,) = requirements.of_trial(seeded, RUN)
     assert told in one.needs
-    assert ("(0.030 to 0.031 MB)" if what == "size" else "(29.9 to 31.0 K)") in one.figure
+    assert ("(29.9 to 31.0 kB)" if what == "size" else "(29.9 to 31.0 K)") in one.figure
     assert requirements.needed(check, seeded, RUN) is None
 
 
@@ -240,7 +240,7 @@ def test_every_seed_has_a_row() -> None:
     html = render(run(FLOAT, seeded))
     text = Outline(html).text.replace("\N{NO-BREAK SPACE}", " ")
     assert (
-        "Seed Accuracy From float File BOPs 0 91.62 % (91.07 to 92.17) −0.23 pp (−0.44 to −0.01) 0.24 MB – 1 91.10 %"
+        "Seed Accuracy From float File BOPs 0 91.62 % (91.07 to 92.17) −0.23 pp (−0.44 to −0.01) 240 kB – 1 91.10 %"
         in text
     )
     assert "3 no memory <b>" in text
@@ -257,7 +257,7 @@ def test_what_changed_is_told_with_its_reason() -> None:
         "5 layers of 6 have int4 weights and int8 activations": "the recipe asks for it",
         "1 layer stayed float": "the first layer is left in float by the recipe",
         "weights and ranges were trained": "to return what the float model returns, without labels",
-        "the file has 0.24 MB, from 1.18 MB": "low-bit weights are stored packed, with their scales; biases stay wide",
+        "the file has 240 kB, from 1.18 MB": "low-bit weights are stored packed, with their scales; biases stay wide",
         "a batch of 1 takes 0.387 ms, from 0.812 ms": "integer kernels ran: QLinearConv and QGemm",
     }
     assert changes.of_trial(FLOAT, RUN) == changes.of_trial(FAILED, RUN) == []

@@ -48,7 +48,7 @@ def outline(html: str) -> Outline:
         "91.62 % 91.07 to 92.17",  # metric with its interval
         "−0.23 pp −0.44 to −0.01",  # paired difference
         "94.00 % 93.50 to 94.50",  # agreement
-        "0.24 MB 4.9×",
+        "240 kB 4.9×",
         "3.61 G 21.4×",  # BOPs
         "0.387 ms 2.1×",
         "Latency onnxruntime, batch 32, 1 thread",
@@ -97,7 +97,7 @@ def test_page_shows(outline: Outline, shown: str) -> None:
     [
         "chains go factorized, descent distilled, ewgs",  # in the overview
         "2 of 3 layers became chains of small ones, with factors found by descent in the integers.",
-        "The network has 50.00 % of the BOPs (640 M) and 60.00 % of the bytes (0.090 MB) of the same network",
+        "The network has 50.00 % of the BOPs (640 M) and 60.00 % of the bytes (90.0 kB) of the same network",
         "It predicts the same as the float model for 93.00 % of held-out inputs. It spends 80.00 % of the budget",
         "New BatchNorm statistics brought the outputs closer, and were kept. All of this is before training.",
         f"head : it is small {' '.join(HOSTILE.split())}",

@@ -198,7 +198,7 @@ def json_value(value: Any) -> Any:
 
 def _keep(text: str) -> str:
     """The text with its figures kept on one line with their units."""
-    kept = re.sub(r"(?<=[\d≥×]) (?=[\d%×]|MB|ms|pp|[KMGT]\b)", "\N{NO-BREAK SPACE}", text)
+    kept = re.sub(r"(?<=[\d≥×]) (?=[\d%×]|[kMG]B|ms|pp|[KMGT]\b)", "\N{NO-BREAK SPACE}", text)
     return Markup(kept) if isinstance(text, Markup) else kept
 
 
