@@ -14,7 +14,19 @@ from scipy import stats
 
 from lowbit.pilot import statistics
 from lowbit.pilot.power import needed_for_pairs, samples_needed
-from lowbit.pilot.record import CheckRow, Kpi, Limits, RepeatRow, Run, Score, Trial, Verdict
+from lowbit.pilot.record import (
+    CheckRow,
+    ComparedRow,
+    ErrorsRow,
+    Kpi,
+    Limits,
+    OutputRow,
+    RepeatRow,
+    Run,
+    Score,
+    Trial,
+    Verdict,
+)
 from lowbit.pilot.spec import load_spec
 from lowbit.report import changes, checklist, decision, requirements, rollout
 from lowbit.report.page import render
@@ -195,7 +207,7 @@ def test_an_open_latency_is_no_question_of_samples() -> None:
     )
     assert decision.remark(run(FLOAT, SLOW, W2A8)).startswith("All 2 variants: 1 not settled and 1 no-go.")
     (told,) = rollout.instead(found)
-    assert told.startswith("w4a8: measure again on a quiet machine (delete latency.json")
+    assert told.startswith("w4a8: for latency ≤ 0.400 ms: measure again on a quiet machine (delete latency.json")
     page = Outline(render(found)).text
     assert "not settled a cost lies across its limit" in page  # in the glossary
     assert "it lies on both sides of what was asked" in page.lower()
@@ -336,3 +348,44 @@ def test_lines_ask_for_formats_that_the_target_has(formats: list[str] | None, tm
         assert lines == {}
     widening = run(FLOAT, pilot={"runtime": {"formats": ["int8"], "widen": True}})
     assert all(one.line for one in checklist.methods(widening))
+
+
+def test_a_path_that_lost_is_not_advised_and_says_so() -> None:
+    def compared(what: str, rmse: float) -> ComparedRow:
+        errors = ErrorsRow(100, rmse, rmse, rmse, rmse, 200, 0.0, None)
+        return ComparedRow(what, errors, errors)
+
+    def with_path(name: str, rmse: float) -> Trial:
+        rows = (compared("direct", 1.0), compared("variant", rmse))
+        row = OutputRow("snake5", "snake5: all of it 1.12 times", None, None, (), "labels", rows, {})
+        return replace(W8A8, name=name, verdict="misses", output=row)
+
+    lost, won = with_path("curve", 4.6), with_path("fold", 0.5)
+    method = fits(run(FLOAT, lost, kpi=Kpi("r2", 0.9)))["Numbers as points on a path"]
+    assert (method.fit, method.used) == ("no", ("curve",))
+    assert "curve (snake5) made it 4.6× larger by robust SD and 4.6× larger by RMSE" in method.why
+    assert fits(run(FLOAT, lost, won, kpi=Kpi("r2", 0.9)))["Numbers as points on a path"].fit == "fits"
+    told = dict(changes.of_trial(lost, RUN))["the output is a point on the path snake5"]
+    assert told.startswith("expected before training: snake5")
+    assert told.endswith("measured, it lost to a direct output")
+    page = Outline(render(run(FLOAT, lost, kpi=Kpi("r2", 0.9)))).text
+    assert "snake5 lost: against a direct 8-bit output, all of the error became 4.6× larger" in page
+    assert "curve (no-go)" in page  # among what was tried
+
+
+def test_training_that_lost_is_not_advised() -> None:
+    loss = Score(-0.02, -0.03, -0.01, 10_000)
+    worse = replace(W4A8, distillation=replace(DISTILLATION, gain=loss))
+    method = fits(run(FLOAT, worse))["Distillation"]
+    assert (method.fit, method.why[:32]) == ("no", "It was tried here and lost: trai")
+
+
+def test_ternary_weights_are_among_those_of_few_bits() -> None:
+    ternary = replace(W2A8, name="ternary", layers=tuple(replace(r, weights="ternary") for r in W2A8.layers))
+    assert fits(run(FLOAT, ternary))["Weights of 4 bits and fewer"].used == ("ternary",)
+
+
+def test_a_last_layer_is_said_to_read_the_features_that_it_reads() -> None:
+    (*layers, head) = FLOAT.layers
+    small = replace(FLOAT, layers=(*layers, replace(head, shape=(10, 40))))
+    assert fits(run(small, W8A8))["Features as bits"].why.startswith("Layer head reads 40 features: bits save little")

@@ -28,7 +28,7 @@ from pages import (
     point,
 )
 
-from lowbit.pilot.record import Kpi, Score
+from lowbit.pilot.record import Kpi, ObstacleRow, Score, VerificationRow
 from lowbit.report.page import render
 
 
@@ -125,6 +125,35 @@ def test_a_variant_without_obstacles_says_so() -> None:
     assert said in Outline(render(replace(RUN, trials=(FLOAT, clean)))).text
     assert said not in Outline(render(replace(RUN, trials=(FLOAT, W4A8)))).text
     assert "not faster" not in Outline(render(replace(RUN, trials=(FLOAT,)))).text
+
+
+def test_operations_that_compute_in_float_between_layers_are_named() -> None:
+    assert W8A8.verification
+    left = ObstacleRow(("mean",), "conversions left: 1 QuantizeLinear", "write another", ("ReduceMean",))
+    check = replace(W8A8.verification, stayed_float=(), obstacles=(left, replace(left, where=("relu",))))
+    mixed = replace(W8A8, verification=check)
+    assert (
+        "No layer stayed float, but ReduceMean computes in float between integer layers."
+        in Outline(render(replace(RUN, trials=(FLOAT, mixed)))).text
+    )
+
+
+def test_the_float_model_is_told_as_what_it_is() -> None:
+    check = VerificationRow("onnxruntime", 100, 1.0, 1.0, 0, {"Conv": 5, "Gemm": 1}, ())
+    layers = tuple(replace(row, reason="the recipe leaves it float") for row in FLOAT.layers)
+    alone = replace(FLOAT, verification=check, layers=layers, parameters=FLOAT.parameters + 958)
+    told = Outline(render(replace(RUN, trials=(alone,)))).text
+    assert "The exported file in onnxruntime beside the model in PyTorch, on 100 real samples." in told
+    assert "It is the float model: all of it computes in float." in told
+    assert "the variant's other 958 are biases, norms and the like" in told
+    for wrong in ("No layer stayed float", "the recipe leaves it float", "beside the fake-quantized"):
+        assert wrong not in told
+
+
+def test_a_limit_that_was_computed_is_rounded() -> None:
+    scored = replace(FLOAT, score=Score(2 / 3, 0.6, 0.7, 3))
+    asked = replace(RUN, kpi=Kpi("accuracy", None, 0.02), trials=(scored, W8A8))
+    assert "the least that is asked, 64.67 %." in Outline(render(asked)).text.replace("\N{NO-BREAK SPACE}", " ")
 
 
 def test_a_distilled_variant_has_curves_with_text_alternatives(outline: Outline) -> None:

@@ -1,7 +1,8 @@
 """How a figure is written: one function a unit, so that the table, the plots and the sentences agree.
 
-Sizes are in kB, MB and GB of 1e3, 1e6 and 1e9 bytes, counts take K/M/G/T, and only share-type metrics (accuracy, agreement) are percentages:
-an R2 or a correlation stays a plain number. Everything returned is plain text; the template escapes it.
+Sizes are in kB, MB and GB of 1e3, 1e6 and 1e9 bytes, counts take K/M/G/T, and only share-type metrics (accuracy,
+agreement) are percentages: an R2 or a correlation stays a plain number. Everything returned is plain text; the template
+escapes it.
 """
 
 from __future__ import annotations
