@@ -85,8 +85,8 @@ class Ground:
         return (
             f"Estimated, not measured: a batch of {size} takes {forward * 1e3:.3g} ms in the float model and "
             f"{student * 1e3:.3g} ms in a student in torch on this machine just now; passes, epochs and steps are "
-            f"counted ({counted(len(calibration), 'calibration sample')}), and factors measured elsewhere fill the rest. "
-            f"On a quiet machine expect it to be within a factor of 3.{busy}"
+            f"counted ({counted(len(calibration), 'calibration sample')}), and factors measured elsewhere fill the "
+            f"rest. On a quiet machine expect it to be within a factor of 3.{busy}"
         )
 
     def passes(self, data: Samples, samples: int | None = None, *, student: bool = True) -> float:
