@@ -49,6 +49,22 @@ def test_work_inside_of_work_shares_the_lines(clock: list[float], capfd: pytest.
     ]
 
 
+def test_lines_name_what_the_work_is_part_of(clock: list[float], capfd: pytest.CaptureFixture[str]) -> None:
+    """A variant, while it is measured."""
+    with progress.within("w4a8"), progress.counted(2, "training") as advance:
+        for text in ("", "epoch 2 of 2"):
+            clock[0] += 40
+            advance(text)
+    with progress.counted(2, "look") as advance:
+        clock[0] += 40
+        advance("")
+    assert [line.rpartition(":")[0].partition(" of")[0] for line in capfd.readouterr().err.splitlines()] == [
+        "w4a8: training: 1",
+        "w4a8: epoch 2",
+        "look: 1",
+    ]
+
+
 def test_nothing_is_shown_unless_asked(clock: list[float], capfd: pytest.CaptureFixture[str]) -> None:
     """In processes side by side, for one."""
     for _ in progress.track(range(5), "calibrate", show=False):

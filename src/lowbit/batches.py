@@ -188,10 +188,15 @@ def output_tensor(output: object) -> Tensor:
     Raises:
         DataError: there is none.
     """
+    found = output_tensors(output)
+    if not found:
+        raise DataError(f"the model returns {type(output).__name__}, expected a tensor, or a tuple or dict with one")
+    return found[0]
+
+
+def output_tensors(output: object) -> list[Tensor]:
+    """All tensors that a model returned, in its order."""
     if isinstance(output, Tensor):
-        return output
+        return [output]
     items = output.values() if isinstance(output, Mapping) else output if isinstance(output, Sequence) else ()
-    for item in items:
-        if isinstance(item, Tensor):
-            return item
-    raise DataError(f"the model returns {type(output).__name__}, expected a tensor, or a tuple or dict with one")
+    return [item for item in items if isinstance(item, Tensor)]

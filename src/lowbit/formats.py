@@ -30,6 +30,7 @@ from torch import Tensor
 
 from lowbit.errors import FormatError
 
+FLOAT = "float32"  # what stands where there is no format: every target can execute it
 _NEXT_TO_NOTHING = 2.0**-20  # small, and yet an int32 bias can be counted in units of it
 
 

@@ -26,12 +26,23 @@ def track(items: Iterable[T], what: str, *, show: bool = True) -> Iterator[T]:
 @contextlib.contextmanager
 def counted(total: int | None, what: str, *, done: int = 0, show: bool = True) -> Iterator[Callable[[str], None]]:
     """Yield a function that tells of one more of `total`, under another text than `what` unless that is empty."""
+    what = f"{_LOG.within}{what}"
     if show and not sys.stderr.isatty():
         yield _LOG.counting(total, what, done)
         return
     with _bar(show) as bar:
         task = bar.add_task(what, total=total, completed=done)
-        yield lambda text: bar.update(task, advance=1, description=text or None)
+        yield lambda text: bar.update(task, advance=1, description=f"{_LOG.within}{text}" if text else None)
+
+
+@contextlib.contextmanager
+def within(name: str) -> Iterator[None]:
+    """Name what the work in here is part of, in its bars and lines."""
+    before, _LOG.within = _LOG.within, f"{name}: "
+    try:
+        yield
+    finally:
+        _LOG.within = before
 
 
 class _Log:
@@ -39,6 +50,7 @@ class _Log:
 
     def __init__(self) -> None:
         self.told = 0.0  # when the last line was written
+        self.within = ""  # what all work is part of, as a beginning of its text
 
     def counting(self, total: int | None, what: str, done: int) -> Callable[[str], None]:
         """What `counted` yields."""
@@ -46,7 +58,7 @@ class _Log:
 
         def advance(text: str) -> None:
             nonlocal at, what
-            at, what, now = at + 1, text or what, time.monotonic()
+            at, what, now = at + 1, f"{self.within}{text}" if text else what, time.monotonic()
             if now - max(began, self.told) < EVERY:
                 return
             self.told = now

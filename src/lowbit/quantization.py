@@ -16,6 +16,7 @@ from torch import fx, nn
 from lowbit import graph
 from lowbit.batches import Batch, Batches, call, expect_batches, finite_batches, inputs_of, size_of
 from lowbit.errors import CalibrationError, DataWarning, LayerError
+from lowbit.formats import FLOAT
 from lowbit.inputs import InputStatistics, InputWatch
 from lowbit.layers import (
     Quantized,
@@ -275,7 +276,7 @@ class Coverage:
 
 
 def _format_name(quantizer: Quantizer | Codes | None) -> str:
-    return str(quantizer.format) if quantizer else "float32"
+    return str(quantizer.format) if quantizer else FLOAT
 
 
 def coverage(student: nn.Module) -> Coverage:
@@ -285,7 +286,7 @@ def coverage(student: nn.Module) -> Coverage:
     for name, layer in weighted_layers(student).items():
         if not isinstance(layer, Quantized):
             reason = why_not(layer) or "the recipe leaves it float"
-            rows.append(LayerCoverage(name, type(layer).__name__, "float32", "float32", "", reason))
+            rows.append(LayerCoverage(name, type(layer).__name__, FLOAT, FLOAT, "", reason))
             continue
         weights, reads = layer.weight_quantizer, inputs.get(name)
         granularity = str(weights.granularity) if weights else ""
@@ -294,6 +295,6 @@ def coverage(student: nn.Module) -> Coverage:
         )
     for name, reason in unsupported_layers(student).items():
         kind = type(student.get_submodule(name)).__name__
-        rows.append(LayerCoverage(name, kind, "float32", "float32", "", reason))
+        rows.append(LayerCoverage(name, kind, FLOAT, FLOAT, "", reason))
     noted = origin(student)
     return Coverage(tuple(rows), UNTRACED.format(reason=noted.untraced) if noted and noted.untraced else "")

@@ -291,6 +291,23 @@ def test_own_metric_has_a_direction(larger: bool, verdict: Decision) -> None:
     assert {row.outcome for row in found.differences} == {"differs"}
 
 
+def error_of_the_rare(outputs: Array, labels: Array) -> float:
+    if not (labels > 2).any():
+        raise ValueError("nothing rare")
+    return error_of(outputs[labels > 2], labels[labels > 2])
+
+
+def test_resamples_without_a_value_are_told_and_many_are_refused() -> None:
+    generator, metric = np.random.default_rng(0), f"{__file__}:error_of_the_rare"
+    labels = np.array([3.0] * 4 + [0.0] * 196)
+    a, b = (labels + generator.normal(size=200) for _ in range(2))
+    (note,) = lb.compare(a, b, labels, metric=metric, margin=0.1).notes
+    assert "the metric is not defined on 1.2% of the resamples" in note
+    labels[1:4] = 0
+    with pytest.raises(DataError, match=r"^metric '.*' is a number on 3\d\d of 500 .* \(ValueError: nothing rare\)"):
+        lb.compare(a, b, labels, metric=metric, margin=0.1)
+
+
 # How many samples
 
 

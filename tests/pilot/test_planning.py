@@ -196,6 +196,23 @@ def test_all_that_does_not_fit_is_told(project: Path) -> None:
     assert "match='head' matches none" in found[2]
 
 
+def test_labels_that_are_no_classes_of_the_model(project: Path) -> None:
+    """From 1 on, every one is wrong: any variant would be as good as float."""
+    with np.load(project / "test.npz") as arrays:
+        np.savez(project / "from1.npz", inputs=arrays["inputs"], labels=arrays["labels"] + 1)
+    data = {"calibration": {"source": "calibration.npz"}, "test": {"source": "from1.npz"}}
+    (found,) = problems(project, data=data)
+    assert "labels are 1 to 4, the model returns scores of 4 classes, which are numbered from 0" in found
+
+
+def test_model_that_no_file_can_hold(project: Path) -> None:
+    branching = "    def forward(self, x):\n        return super().forward(x / 2 if x.max() > 3 else x)\n"
+    text = NETWORK.replace("return nn.Sequential(", "return Branching(")
+    (project / "branching.py").write_text(f"{text}\nclass Branching(nn.Sequential):\n{branching}")
+    (found,) = problems(project, model="branching.py:build")
+    assert "its forward branches on the values of a tensor, which no file can do" in found
+
+
 def test_metric_that_cannot_be_imported(project: Path) -> None:
     (found,) = problems(project, kpi={"metric": "absent.py:figure", "minimum": 1})
     assert "absent.py" in found

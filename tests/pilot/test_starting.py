@@ -12,13 +12,13 @@ from torch import nn
 
 from lowbit import data, models
 from lowbit.data import open_data
-from lowbit.errors import DataError, LayerError
+from lowbit.errors import DataError, ExportError, LayerError
 from lowbit.pilot.looking import Given
 from lowbit.pilot.record import Limits, Trial
 from lowbit.pilot.run import run_pilot
 from lowbit.pilot.spec import DataSpec, PilotSpec, load_spec
 from lowbit.pilot.starting import start
-from lowbit.pilot.statistics import checks, difference, score, worst
+from lowbit.pilot.statistics import Scoring, checks, worst
 
 NETWORKS = """
 import torch
@@ -39,7 +39,36 @@ class Branching(nn.Module):
 
     def forward(self, x):
         y = self.norm(self.first(x))
-        return self.last(y if y.sum() > 0 else -y)
+        return self.last(y if self.takes(y) else -y)
+
+    def takes(self, y):
+        return y.dim() == 2
+
+
+class Deciding(Branching):
+    # on values, and not on the shape
+    def takes(self, y):
+        return y.sum() > 0
+
+
+def deciding():
+    return Deciding()
+
+
+class Apart(nn.Module):
+    # two outputs of one number
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(6, 8)
+        self.last = nn.Linear(8, 2)
+
+    def forward(self, x):
+        y = self.last(self.first(x))
+        return {"speed": y[:, 0], "turn": y[:, 1]}
+
+
+def apart():
+    return Apart()
 
 
 class Backwards(nn.Module):
@@ -175,8 +204,9 @@ def test_float_meets_what_a_first_file_asks(here: Path, metric: str, fewest: int
         few = f"{count} test samples are too few to tell so small a loss" in comments(text)
         assert few == (count < fewest)
         assert (f"give {fewest} or more" in comments(text)) == few
-        arrays = (metric, outputs.numpy(), None if labels is None else labels.numpy(), outputs.numpy(), 0)
-        same = Trial("same", {}, "", "misses", score=score(*arrays), difference=difference(*arrays))
+        found = outputs.numpy()
+        scoring = Scoring(metric, None if labels is None else labels.numpy(), found)
+        same = Trial("same", {}, "", "misses", score=scoring.score(found), difference=scoring.difference(found))
         base = replace(same, recipe=None, difference=None)
         verdicts = [worst(checks(one, spec.kpi.asked(), Limits())) for one in (base, same)]
         assert verdicts == ["meets", "borderline" if few else "meets"]
@@ -275,6 +305,11 @@ def test_untraceable_model_is_told_so(here: Path) -> None:
     assert not any(v.search for v in spec.variants)
 
 
+def test_of_several_outputs_the_first_counts(here: Path) -> None:
+    told = start("nets.py:apart", given("d.npz", rows(60), torch.rand(60)), here / "pilot.yaml")
+    assert any(line.startswith("the model returns 2 tensors: the first is scored and compared") for line in told)
+
+
 def test_single_score_of_two_classes_is_no_regression(here: Path) -> None:
     inputs = rows(60)
     start("nets.py:score", given("d.npz", inputs, (inputs[:, 0] > 0).long()), here / "pilot.yaml")
@@ -318,6 +353,14 @@ def test_existing_file_stays(here: Path) -> None:
             torch.eye(2).tile(10, 1),
             DataError,
             "array 'labels' .20, 2. look one",
+        ),
+        ("nets.py:deciding", torch.zeros(20, 6), None, ExportError, "branches on the values of a tensor"),
+        (
+            "nets.py:apart",
+            torch.zeros(20, 6),
+            torch.rand(20, 2),
+            DataError,
+            "leave labels out. The model returns 2 tensors, of which the first counts",
         ),
         ("nets.py:nothing", torch.zeros(20, 6), None, DataError, "has no 'nothing'"),
     ],

@@ -12,7 +12,6 @@ import yaml
 from pages import DISTILLATION, FAILED, FLOAT, HOSTILE_NAME, RUN, SEARCH, W2A8, W4A8, W8A8, Outline
 from scipy import stats
 
-from lowbit.pilot import statistics
 from lowbit.pilot.power import needed_for_pairs, samples_needed
 from lowbit.pilot.record import (
     CheckRow,
@@ -28,7 +27,8 @@ from lowbit.pilot.record import (
     Verdict,
 )
 from lowbit.pilot.spec import load_spec
-from lowbit.report import changes, checklist, decision, requirements, rollout
+from lowbit.pilot.statistics import Scoring
+from lowbit.report import changes, checklist, decision, requirements, risks, rollout
 from lowbit.report.page import render
 
 ASKED = "accuracy ≥ 91.0 %"
@@ -183,7 +183,7 @@ def statistics_of(lost: int, won: int, count: int) -> Score:
     """The difference that a pilot records where one model alone is right so often."""
     a, b = np.ones((2, count, 1), dtype=np.float32)
     a[:won], b[won : won + lost] = -1, -1
-    return statistics.difference("agreement", b, None, np.ones_like(b), 0, baseline=a)
+    return Scoring("agreement", None, np.ones_like(b)).difference(b, a)
 
 
 def test_samples_do_not_decide_what_lies_on_the_limit_or_spreads_by_seeds() -> None:
@@ -249,8 +249,17 @@ def test_every_seed_has_a_row() -> None:
     rows = tuple(RepeatRow(i, Score(0.91 + i / 1000, 0.9, 0.93, 10_000), None, 240_000) for i in (1, 2))
     failed = RepeatRow(3, None, None, 0, "no memory <b>")
     seeded = replace(W4A8, repeats=(*rows, failed), own=RepeatRow(0, W4A8.score, W4A8.difference, 240_000))
+    open_one = CheckRow("seeds", 4, 3, 3, 3, "borderline")
+    seeded = replace(seeded, verdict="borderline", checks=(*seeded.checks, open_one))
     html = render(run(FLOAT, seeded))
     text = Outline(html).text.replace("\N{NO-BREAK SPACE}", " ")
+    assert "w4a8 not settled accuracy" in text
+    assert "seeds 3 of 4 trained , asked all of them: open; read the error of the seed that failed, and run the" in text
+    assert "Not settled: the only variant, w4a8, may meet accuracy ≥ 91.0 % or not: seeds 3 of 4 trained" in text
+    assert sum(risk.where == "seeds" or "seed" in risk.what for risk in risks.of_trial(seeded, run(FLOAT, seeded))) == 1
+    japanese = Outline(render(run(FLOAT, seeded), language="ja")).text
+    assert "4 個中 3 個が学習に成功" in japanese
+    assert " trained" not in japanese
     assert (
         "Seed Accuracy From float File BOPs 0 91.62 % (91.07 to 92.17) −0.23 pp (−0.44 to −0.01) 240 kB – 1 91.10 %"
         in text

@@ -72,7 +72,14 @@ def test_seconds(value: float, expected: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"), [("accuracy", "Accuracy"), ("mAP at 50", "mAP at 50"), ("r2", "R2"), ("", "")]
+    ("text", "expected"),
+    [
+        ("accuracy", "Accuracy"),
+        ("mAP at 50", "mAP at 50"),
+        ("r2", "R2"),
+        ("m.py:mae by size", "m.py:mae by size"),
+        ("", ""),
+    ],
 )
 def test_headed(text: str, expected: str) -> None:
     assert figures.headed(text) == expected
@@ -99,9 +106,9 @@ def test_a_share_is_a_percentage_and_its_difference_percentage_points() -> None:
     metric = Metric("accuracy", share=True, decimals=2)
     assert [metric.value(0.9162), metric.change(-0.0021), metric.change(0.0021)] == ["91.62 %", "−0.21 pp", "+0.21 pp"]
     assert metric.change(-0.00001) == "0.00 pp"
-    assert [metric.minimum(value) for value in (0.91, 0.9125, 1)] == ["91.0 %", "91.25 %", "100.0 %"]
+    assert [metric.limit(value) for value in (0.91, 0.9125, 1)] == ["91.0 %", "91.25 %", "100.0 %"]
 
 
 def test_a_plain_number_stays_one() -> None:
     metric = Metric("r2", share=False, decimals=3)
-    assert [metric.value(-0.0123), metric.change(0.004), metric.minimum(0.5)] == ["−0.012", "+0.004", "0.5"]
+    assert [metric.value(-0.0123), metric.change(0.004), metric.limit(0.5)] == ["−0.012", "+0.004", "0.5"]

@@ -344,6 +344,9 @@ def test_numbers_and_durations() -> None:
          "比較対象：学習後量子化、レベル fast：キャリブレーション"),
         ("1 equal, 3 degrades", "同等 1、劣化 3"),  # a list
         ("seed 3 failed: CUDA error: out of memory", "シード 3 が失敗しました：CUDA error: out of memory"),  # of others
+        ("the metric is not defined on 4.8% of the resamples that its interval is made of; they are left out, and with "
+         "more test samples they would be fewer", "信頼区間を求める再標本の 4.8% では指標が定義されません。"
+         "これらは除外されており、テストサンプルが多ければ減ります"),
         ("an error of another library: expected int4, got it; try again", ""),  # stays
         ("int3: int2 would save 4 % of the budget and change the loss by +9 %", ""),  # only looks like one
         ("All class means lie on one side of zero: the cosine of {0, 1} codes follows the number of ones; use Hamming "

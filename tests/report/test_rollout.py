@@ -110,10 +110,10 @@ def test_a_loss_of_the_margin_or_more_cannot_be_shown_to_be_less(loss: float) ->
 
 
 def test_the_margin_is_the_tolerance_or_what_float_has_to_spare() -> None:
-    assert rollout.margin(W4A8, replace(RUN, kpi=TOLERANT)) == 0.005
-    assert rollout.margin(W4A8, RUN) == pytest.approx(0.9185 - 0.91, abs=1e-9)
-    assert rollout.margin(W4A8, run(W4A8)) == 0.01  # float was not measured, and accuracy is a share
-    assert rollout.margin(W4A8, run(W4A8, kpi=Kpi("m.py:own", 3.0))) is None
+    assert rollout.margin(replace(RUN, kpi=TOLERANT)) == 0.005
+    assert rollout.margin(RUN) == pytest.approx(0.9185 - 0.91, abs=1e-9)
+    assert rollout.margin(run(W4A8)) == 0.01  # float was not measured, and accuracy is a share
+    assert rollout.margin(run(W4A8, kpi=Kpi("m.py:own", 3.0))) is None
 
 
 def test_the_heaviest_risk_decides_the_share_of_the_canary() -> None:

@@ -97,8 +97,10 @@ def told(check: CheckRow, metric: Metric) -> str:
     metric = metric.apart(check.limit, check.value, check.low, check.high)
     interval = Score(check.value, check.low, check.high, 0)
     match check.what:
-        case "minimum":
-            value, limit, span = metric.value(check.value), metric.minimum(check.limit), metric.interval(interval)
+        case "seeds":
+            return f"{check.value:g} of {check.limit:g} trained, all of them are asked"
+        case "minimum" | "maximum":
+            value, limit, span = metric.value(check.value), metric.limit(check.limit), metric.interval(interval)
         case "tolerance":
             value, span = metric.change(check.value), metric.change_interval(interval)
             limit = metric.loss(check.limit)
@@ -107,7 +109,8 @@ def told(check: CheckRow, metric: Metric) -> str:
             value, limit = figures.apart(check.value, check.limit, amount)
             span = f"{amount(check.low, 3)} to {amount(check.high, 3)}"
     between = f" ({span})" if check.low < check.high else ""
-    wanted = "at least" if check.what in ("minimum", "tolerance") else "at most"
+    of_metric = check.what in ("minimum", "tolerance") and not metric.smaller_is_better
+    wanted = "at least" if of_metric else "at most"
     return _plain(f"{value}{between}, {wanted} {limit} is asked")
 
 

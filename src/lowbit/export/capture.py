@@ -108,7 +108,13 @@ def capture(frozen: nn.Module, example: Batch, opset: int, dynamic_batch: bool) 
             cause = cause.__cause__
         lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
         first = next((line for line in lines if "Error" in line or "violat" in line), lines[0] if lines else "")
-        remedy = "; if its batch size is fixed, export with dynamic_batch=False" if dynamic_batch else ""
+        if type(cause).__name__ == "GuardOnDataDependentSymNode":
+            raise ExportError(
+                f"torch cannot export {type(frozen).__name__}: its forward branches on the values of a tensor, which "
+                "no file can do; compute both sides and choose with torch.where, or leave the branch out"
+            ) from error
+        fixed = "; if its forward fixes the batch size, let it follow x.shape[0], or export with dynamic_batch=False"
+        remedy = fixed if dynamic_batch else ""
         raise ExportError(
             f"torch cannot export {type(frozen).__name__}: {type(cause).__name__}: {first}{remedy}"
         ) from error

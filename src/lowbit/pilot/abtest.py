@@ -33,9 +33,11 @@ import numpy as np
 import numpy.typing as npt
 
 from lowbit.errors import DataError
-from lowbit.pilot.comparison import AGAINST_A, MARGIN, METRICS, SHARES, Comparison
+from lowbit.pilot.comparison import MARGIN, METRICS, Comparison
 from lowbit.pilot.differing import Array
+from lowbit.pilot.metrics import AGREEMENTS, SHARES, is_own
 from lowbit.pilot.paired import is_binary, is_whole, of_numbers, of_shares
+from lowbit.pilot.statistics import Scoring
 
 
 def compare(
@@ -81,7 +83,7 @@ def compare(
     tolerated = _checked_margin(margin, chosen)
     if chosen in SHARES:
         return of_shares(first, second, targets, chosen, tolerated, notes)
-    return of_numbers(first, second, targets, chosen, tolerated, larger, (seed, folder), notes)
+    return of_numbers(second, Scoring(chosen, targets, first, seed, folder), tolerated, notes, larger=larger)
 
 
 # What came
@@ -129,19 +131,19 @@ def _usual_metric(a: Array, b: Array, labels: Array | None, notes: list[str]) ->
 
 def _check(metric: str, labels: Array | None, larger_is_better: bool | None) -> bool:
     """Whether larger is better, if the metric can be computed."""
-    if metric not in METRICS and ":" not in metric:
+    if metric not in METRICS and not is_own(metric):
         raise DataError(f"metric {metric!r} is unknown; expected {', '.join(METRICS)} or module:function")
-    without = metric in (*AGAINST_A, "hits", "error")
+    without = metric in (*AGREEMENTS, "hits", "error")
     if labels is None and not without:
         raise DataError(f"metric {metric!r} needs labels, and there are none; name them, or use agreement or cosine")
     larger = metric != "error"
-    if larger_is_better is not None and ":" not in metric and larger_is_better != larger:
+    if larger_is_better is not None and not is_own(metric) and larger_is_better != larger:
         raise DataError(f"metric {metric!r}: {'larger' if larger else 'smaller'} is better; leave the direction out")
     return larger if larger_is_better is None else larger_is_better
 
 
 def _checked_margin(margin: float | None, metric: str) -> float:
-    if margin is None and (metric == "error" or ":" in metric):
+    if margin is None and (metric == "error" or is_own(metric)):
         raise DataError(f"metric {metric!r} has a unit of its own; give the margin, the loss that does not matter")
     found = MARGIN if margin is None else margin
     if not (math.isfinite(found) and found > 0):

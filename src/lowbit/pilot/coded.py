@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from safetensors.torch import save
 from sklearn.preprocessing import StandardScaler
@@ -37,17 +36,15 @@ from lowbit.methods.discrimination.linear import float_heads
 from lowbit.methods.discrimination.measure import discrimination
 from lowbit.methods.discrimination.packed import PackedKNeighborsClassifier, bytes_per_row
 from lowbit.methods.discrimination.theory import Code
-from lowbit.pilot import statistics
 from lowbit.pilot.record import FeaturesRow, HeadRow, Score, ThresholdRow
 from lowbit.pilot.sections.coding import FeaturesSpec, MadeFeaturesSpec
+from lowbit.pilot.statistics import Array, Scoring
 from lowbit.pilot.task import Samples, Task
 from lowbit.pilot.trained import HEAD
 
 NEIGHBORS = 5
 ROWS = 5000  # training rows at most among which neighbors are searched
 _OWN, _NEIGHBORS = "own", "neighbors"  # beside the names of `float_heads`
-
-Array = npt.NDArray[np.generic]
 
 
 @dataclass(frozen=True)
@@ -127,7 +124,8 @@ def row(coded: Coded, test: Samples, outputs: tuple[Array, Array], *, seed: int)
     floats = float_heads(made.features, made.labels, classifier=spec.classifier, seed=seed)
     scores = {_OWN: own, **{one.name: one.scores(x) for one in floats}, _NEIGHBORS: _neighbors(made, x)}
     ours = _outputs(coded.model, test)
-    judged = tuple(_judged(name, found, ours, y, seed, spec.margin) for name, found in scores.items())
+    scoring = Scoring("accuracy", y, own, seed)
+    judged = tuple(_judged(name, found, ours, scoring, spec.margin) for name, found in scores.items())
     by_name = {one.name: one for one in judged}
     best = max((one.name for one in floats), key=lambda name: by_name[name].score.value)
     counts = QUANTIZERS[cast("Code", made.linear.name)]().fit(made.features, made.labels).histograms_
@@ -145,8 +143,8 @@ def row(coded: Coded, test: Samples, outputs: tuple[Array, Array], *, seed: int)
         classifier=made.linear.classifier,
         strength=made.linear.strength,
         samples=len(made.features),
-        score=statistics.score("accuracy", ours, y, own, seed),
-        file=statistics.score("accuracy", file, y, own, seed),
+        score=scoring.score(ours),
+        file=scoring.score(file),
         heads=judged,
         best_float=best,
         margin=spec.margin,
@@ -162,11 +160,10 @@ def row(coded: Coded, test: Samples, outputs: tuple[Array, Array], *, seed: int)
     )
 
 
-def _judged(name: str, outputs: Array, ours: Array, y: Array, seed: int, margin: float) -> HeadRow:
+def _judged(name: str, outputs: Array, ours: Array, scoring: Scoring, margin: float) -> HeadRow:
     """A head beside the one on codes, on the same samples."""
-    score = statistics.score("accuracy", outputs, y, outputs, seed)
-    gain = statistics.difference("accuracy", ours, y, outputs, seed, baseline=outputs)
-    return HeadRow(name, score, gain, outcome(gain, margin))
+    gain = scoring.difference(ours, outputs)
+    return HeadRow(name, scoring.score(outputs), gain, outcome(gain, margin))
 
 
 def outcome(gain: Score, margin: float) -> str:

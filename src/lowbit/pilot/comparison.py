@@ -6,13 +6,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lowbit.pilot.differing import ClassRow, Difference
+from lowbit.pilot.metrics import AGREEMENTS, SHARES
 from lowbit.pilot.record import Score
 
 METRICS = ("accuracy", "agreement", "cosine", "r2", "hits", "error")
-AGAINST_A = ("agreement", "cosine")  # of B with A, without labels: B can only lose
-
 Decision = Literal["better", "equivalent", "no worse", "worse", "undecided"]
-SHARES = ("accuracy", "agreement", "hits")
 MARGIN = 0.01  # of metrics whose unit is known: a point of accuracy
 
 
@@ -89,7 +87,7 @@ class Comparison:
             case "better":
                 return "B is better than A" + (", by less than the margin" if gain.high < self.margin else "")
             case "equivalent":
-                a_little = ", though worse by a little" if gain.high < 0 and self.metric not in AGAINST_A else ""
+                a_little = ", though worse by a little" if gain.high < 0 and self.metric not in AGREEMENTS else ""
                 return f"B is equivalent to A within {margin}{a_little}"
             case "no worse":
                 return f"B is no worse than A within {margin}"
@@ -104,7 +102,7 @@ class Comparison:
 
 def gain_of(effect: Score, larger_is_better: bool) -> Score:
     """What B gains: the effect, turned around where smaller is better."""
-    return effect if larger_is_better else Score(-effect.value, -effect.high, -effect.low, effect.samples)
+    return effect if larger_is_better else -effect
 
 
 def verdict_of(gain: Score, margin: float, *, only_loses: bool = False) -> Decision:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -24,7 +23,7 @@ from lowbit.pilot.layered import layer_rows, notes_of
 from lowbit.pilot.making import Made
 from lowbit.pilot.outputs import BATCH, baseline, drawn, file_outputs, in_batches, model_outputs
 from lowbit.pilot.record import ObstacleRow, OutputRow, Score, Trial, VerificationRow
-from lowbit.pilot.statistics import Array
+from lowbit.pilot.statistics import Array, Scoring
 from lowbit.pilot.task import Settings, Sources, Task
 from lowbit.post_training.segments import float_twin
 from lowbit.quantization import coverage
@@ -62,18 +61,19 @@ def examine(task: Task, model: nn.Module, made: Made, data: Sources, settings: S
     agreement = statistics.share(agreeing)
     note_agreement(exported.path, int(agreeing.sum()), len(agreeing))
     costs, covered = cost(student, example), coverage(student)
-    measured = (settings.metric, outputs, labels, reference, settings.seed, settings.folder)
+    scoring = Scoring(settings.metric, labels, reference, settings.seed, settings.folder)
+    score, gap = scoring.score(outputs), scoring.difference(outputs) if task.recipe else None
     twin = student if made.result else float_twin(made.source, student)
     if made.curved is not None:
         twin = curved.twin_of(twin, student)
-    beside = _beside_post_training(made, measured)
+    beside = _beside_post_training(made, scoring, outputs)
     return Trial(
         task.name,
         made.recipe,
         task.fingerprint,
         "misses",  # the verdict is given when the run is put together: the KPI's minimum is no part of a trial
-        score=statistics.score(*measured),
-        difference=statistics.difference(*measured) if task.recipe else None,
+        score=score,
+        difference=gap,
         agreement=agreement if task.recipe else None,
         file=(task.folder / "model.onnx").relative_to(task.variants.parent).as_posix(),
         file_bytes=exported.path.stat().st_size,
@@ -93,7 +93,12 @@ def examine(task: Task, model: nn.Module, made: Made, data: Sources, settings: S
             tuple(verification.stayed_float) if task.recipe else (),
             tuple(ObstacleRow(**vars(one)) for one in verification.obstacles) if task.recipe else (),
         ),
-        notes=(*made.notes, *verification.unlike_calibration, *notes_of(student, covered, task.opset)),
+        notes=(
+            *made.notes,
+            *statistics.left_out(score, gap),
+            *verification.unlike_calibration,
+            *notes_of(student, covered, task.opset),
+        ),
         distillation=distilled.row(made.result, *beside) if isinstance(made.result, Distillation) else None,
         search=searched.row(task, made.result, *beside) if isinstance(made.result, Search) else None,
         factorization=factorized.row(made.found) if made.found else None,
@@ -130,15 +135,12 @@ def _output_row(
     return compared.row(task, made.curved, measured, seed=settings.seed, progress=progress)
 
 
-def _beside_post_training(
-    made: Made, measured: tuple[str, Array, Array | None, Array, int, Path | None]
-) -> tuple[Score | None, Score | None]:
-    """The KPI's metric of the student that post-training alone makes, and what training gained over it."""
+def _beside_post_training(made: Made, scoring: Scoring, outputs: Array) -> tuple[Score | None, Score | None]:
+    """The KPI's metric of the student that post-training alone makes, and that of the trained one less it."""
     if made.before is None:
         return None, None
-    metric, _, labels, reference, seed, folder = measured
     post_training: Score | None = None
     with contextlib.suppress(DataError):  # an own metric may have no value for a student that collapsed
-        post_training = statistics.score(metric, made.before, labels, reference, seed, folder)
-        return post_training, statistics.difference(*measured, baseline=made.before)
+        post_training = scoring.score(made.before)
+        return post_training, scoring.difference(outputs, made.before)
     return post_training, None

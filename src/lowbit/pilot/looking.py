@@ -11,14 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from lowbit.arrays import UnnamedError
-from lowbit.batches import call, output_tensor
+from lowbit.batches import call, output_tensor, output_tensors, without_labels
 from lowbit.errors import DataError, LayerError, LowbitError
+from lowbit.export.capture import capture
 from lowbit.layers import CONVOLUTIONS, unsupported_layers, weighted_layers
 from lowbit.methods.curves.codec import Codec
 from lowbit.methods.curves.heads import wrap_head
 from lowbit.methods.curves.paths import Snake
 from lowbit.methods.factorization.chains import kinds_of, ranks_of
 from lowbit.pilot import statistics
+from lowbit.pilot.labels import check_labels
 from lowbit.pilot.outputs import BATCH
 from lowbit.pilot.spec import DataSpec, PreprocessSpec
 from lowbit.quantization import Coverage, coverage, origin, quantize
@@ -45,6 +47,7 @@ class Found:
     scored: int
     coverage: Coverage
     untraced: str
+    returns: int  # tensors, of which the first counts
     order: tuple[str, ...]  # quantized layers as the model calls them
     idle: tuple[str, ...]  # layers that it does not call
     chains: tuple[str, ...]  # convolutions that can become chains
@@ -71,6 +74,7 @@ def look(model: str, data: Given, weights: Path | None, test: Given | None) -> F
 
     Raises:
         DataError: one cannot be read, or they do not fit each other.
+        ExportError: torch cannot export the model.
         LayerError: no layer of the model can be quantized.
     """
     from lowbit import models
@@ -79,7 +83,8 @@ def look(model: str, data: Given, weights: Path | None, test: Given | None) -> F
     calibration, tested = _opened(data, "--data"), _opened(test or data, "--test")
     every = calibration if test is None else tested
     with torch.no_grad():
-        output = output_tensor(call(network, next(iter(calibration.batches(2)))))
+        returned = call(network, next(iter(calibration.batches(2))))
+        output, returns = output_tensor(returned), len(output_tensors(returned))
         drawn = every.take(_SCORED, 0) if len(every) > _SCORED else every
         outputs = torch.cat([output_tensor(call(network, batch)) for batch in drawn.batches(BATCH)])
     if output.shape[1:] != outputs.shape[1:]:
@@ -90,12 +95,19 @@ def look(model: str, data: Given, weights: Path | None, test: Given | None) -> F
     if not outputs.isfinite().all():
         raise DataError(f"model '{model}' returns NaN or infinity on '{every.name}'; check weights and preprocessing")
     embeds = model.startswith("hf:") and _embeds(model)
-    metric, score = _scored(outputs, None if embeds else drawn.labels, embeds=embeds)
+    try:
+        metric, score = _scored(outputs, None if embeds else drawn.labels, embeds=embeds)
+    except DataError as error:
+        if returns > 1:
+            raise DataError(f"{error}. The model returns {returns} tensors, of which the first counts") from error
+        raise
     if not weighted_layers(network):
         reasons = "; ".join(f"{name}: {why}" for name, why in unsupported_layers(network).items())
         raise LayerError(f"model '{model}' has no layer that can be quantized: {reasons or 'it has no weights'}")
     student = quantize(network, Recipe.uniform("int8", "int8"))
     noted = origin(student)
+    if noted and noted.untraced:  # what cannot be traced for quantizing cannot always be exported
+        capture(network, without_labels(next(iter(calibration.batches(2)))), 21, dynamic_batch=True)
     covered = coverage(student)
     layers = weighted_layers(network)
     called = _called(network, next(iter(calibration.batches(2))))
@@ -110,6 +122,7 @@ def look(model: str, data: Given, weights: Path | None, test: Given | None) -> F
         len(outputs),
         covered,
         noted.untraced if noted else "",
+        returns,
         tuple(name for name in called if name in usable),
         tuple(name for name in layers if name not in called),
         tuple(name for name in [*layers][1:] if name in usable and _makes_a_chain(layers[name])),
@@ -134,11 +147,7 @@ def _scored(outputs: Tensor, labels: Tensor | None, *, embeds: bool) -> tuple[st
     found, wanted = outputs.numpy(), labels.numpy()
     classes = not labels.is_floating_point() and labels.dim() == 1
     if classes and outputs.dim() == 2 and outputs.shape[1] > 1:
-        if not 0 <= wanted.min() <= wanted.max() < outputs.shape[1]:
-            raise DataError(
-                f"labels are {wanted.min()} to {wanted.max()}, the model returns scores of {outputs.shape[1]} classes, "
-                "which are numbered from 0; check which array is labels"
-            )
+        check_labels("accuracy", outputs, labels)
         return "accuracy", float((statistics.predictions(found) == wanted).mean())
     if classes and outputs[0].numel() == 1 and set(np.unique(wanted)) <= {0, 1}:
         return (
@@ -152,9 +161,7 @@ def _scored(outputs: Tensor, labels: Tensor | None, *, embeds: bool) -> tuple[st
         )
     if bool((labels == labels[0]).all()):
         raise DataError("all targets are equal, so nothing tells a good model from a bad one; give other test data")
-    rows = wanted.reshape(len(wanted), -1).astype(np.float64)
-    rest = ((found.reshape(len(found), -1) - rows) ** 2).sum()
-    return "r2", float(1 - rest / ((rows - rows.mean(0)) ** 2).sum())
+    return "r2", statistics.r2(found, wanted)
 
 
 def _embeds(model: str) -> bool:

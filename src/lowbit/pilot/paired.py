@@ -5,17 +5,18 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 from scipy import stats
 
 from lowbit.errors import DataError
 from lowbit.pilot import statistics
-from lowbit.pilot.comparison import AGAINST_A, METRICS, Comparison, gain_of, verdict_of
+from lowbit.pilot.comparison import METRICS, Comparison, gain_of, verdict_of
 from lowbit.pilot.differing import Array, class_rows, confidence, differing_classes, differing_numbers, mcnemar
+from lowbit.pilot.metrics import AGREEMENTS
 from lowbit.pilot.power import SURE, needed_for_agreement, needed_for_pairs, samples_needed
 from lowbit.pilot.record import Score
+from lowbit.pilot.statistics import Scoring
 
 _FEW = 20  # samples that one model alone has right; with fewer the interval is rough
 
@@ -33,7 +34,7 @@ def of_shares(a: Array, b: Array, labels: Array | None, metric: str, margin: flo
     else:
         # agreement of hits with ones is the same paired difference, for outcomes without scores
         before, after = (one.astype(np.float32) for one in hits)
-        effect = statistics.difference("agreement", after, None, np.ones_like(after), 0, baseline=before)
+        effect = Scoring("agreement", None, np.ones_like(after)).difference(after, before)
         exact, middle = mcnemar(lost, won)
         needed, equal = (needed_for_pairs((lost + won) / count, gain, margin) for gain in (effect.value, 0.0))
         if lost + won < _FEW:
@@ -60,18 +61,9 @@ def of_shares(a: Array, b: Array, labels: Array | None, metric: str, margin: flo
     )
 
 
-def of_numbers(
-    a: Array,
-    b: Array,
-    labels: Array | None,
-    metric: str,
-    margin: float,
-    larger: bool,
-    how: tuple[int, Path | None],
-    notes: list[str],
-) -> Comparison:
-    """The test of errors, of cosines, r2 or an own metric; `how` are its bootstrap's seed and the metric's folder."""
-    seed, folder = how
+def of_numbers(b: Array, scoring: Scoring, margin: float, notes: list[str], *, larger: bool) -> Comparison:
+    """The test of errors, of cosines, r2 or an own metric of B; the reference of `scoring` is A."""
+    metric, a, labels = scoring.metric, scoring.reference, scoring.labels
     count, change = len(a), np.zeros(len(a))
     if metric == "error":
         errors = [_errors(one, what) for one, what in ((a, "A"), (b, "B"))]
@@ -79,9 +71,8 @@ def of_numbers(
         scores, effect = [_mean(one) for one in errors], _mean(change)
     elif metric == "cosine":
         change = _apart(a, b)
-        found_b = statistics.score(metric, b, None, a, seed)
-        scores = [statistics.score(metric, a, None, a, seed), found_b]
-        effect = Score(found_b.value - 1, found_b.low - 1, found_b.high - 1, count)
+        scores = [scoring.score(one) for one in (a, b)]
+        effect = Score(scores[1].value - 1, scores[1].low - 1, scores[1].high - 1, count)
         notes.append("cosine says how far B's outputs are from A's, not which of them is right; labels would")
     else:
         if metric == "r2":
@@ -89,8 +80,8 @@ def of_numbers(
                 if one is None or one.dtype.kind == "U" or not np.isfinite(one).all():
                     raise DataError(f"metric r2: {what} holds text or infinity, expected numbers; use accuracy")
         with _named_metric():
-            scores = [statistics.score(metric, one, labels, a, seed, folder) for one in (a, b)]
-            effect = statistics.difference(metric, b, labels, a, seed, folder)
+            scores, effect = [scoring.score(one) for one in (a, b)], scoring.difference(b)
+        notes += statistics.left_out(effect, *scores)
         if metric == "r2":
             target = np.asarray(labels).reshape(count, -1).astype(np.float64)
             squares = [((one.reshape(count, -1).astype(np.float64) - target) ** 2).sum(1) for one in (a, b)]
@@ -104,7 +95,7 @@ def of_numbers(
     found = _judged(metric, margin, scores, effect, (needed, equal), larger=larger)
     if effect.low == effect.high and found.verdict == "undecided":
         notes.append("the interval has no width: all resamples are alike, so more samples cannot be planned")
-    differences = differing_numbers(a, b, labels, change, judged=metric in METRICS and metric not in AGAINST_A)
+    differences = differing_numbers(a, b, labels, change, judged=metric in METRICS and metric not in AGREEMENTS)
     return replace(found, differences=differences, notes=tuple(notes))
 
 
@@ -119,7 +110,7 @@ def _judged(
 ) -> Comparison:
     """The verdict, and how many samples are needed where there is none: more than there are."""
     count, (needed, equal) = effect.samples, needs
-    verdict = verdict_of(gain_of(effect, larger), margin, only_loses=metric in AGAINST_A)
+    verdict = verdict_of(gain_of(effect, larger), margin, only_loses=metric in AGREEMENTS)
     found = Comparison(metric, margin, count, verdict, scores[0], scores[1], effect, larger_is_better=larger)
     if verdict != "undecided":
         return found

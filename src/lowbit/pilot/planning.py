@@ -6,15 +6,17 @@ data. Then times are estimated (`lowbit.pilot.estimates`).
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from torch import nn
 
-from lowbit import files
+from lowbit import files, graph
 from lowbit.batches import shapes_of
 from lowbit.errors import LowbitError, RecipeError
+from lowbit.export.capture import capture
 from lowbit.pilot.costing import choices_of
 from lowbit.pilot.estimates import Ground
 from lowbit.pilot.fitting import mismatches, opening, tried, unfit_outputs, unwritable
@@ -78,6 +80,8 @@ def plan_file(path: Path, out: Path | None = None, *, jobs: int = 1) -> Plan:
         tasks, train = tasks_of(spec, model, calibration, test, folder, train=opened.get("train"), base=base)
         example_of = example(test, spec.runtime.batches[0])
         found += unfit_outputs(model, spec, example_of, os.fspath(path))
+        if isinstance(graph.trace(copy.deepcopy(model)), str):  # then it cannot always be exported either
+            tried(found, lambda: capture(model, example(test, 2), 21, dynamic_batch=True))
         for task in tasks[1:]:
             if task.search or task.factorize:  # what they can choose from has to exist
                 tried(found, lambda task=task: choices_of(task, model, example_of), f"variant '{task.name}': ")  # type: ignore[misc]

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lowbit.pilot.looking import TRAINING, Found, Given
+from lowbit.pilot.metrics import SHARES
+from lowbit.pilot.power import SURE
 from lowbit.pilot.wording import a_little_below, comment, counted, listed, name_of, relative, scalar
 
 if TYPE_CHECKING:
@@ -140,8 +142,12 @@ def _kpi_lines(found: Found) -> Iterator[str]:
                     "own that measures what counts, and give data with labels for it."
                 )
     yield from comment(f"{why} {_too_few(found)}")
-    yield "# tolerance is the most that may be lost against the float model on the same samples. Beside it or alone:"
-    yield "# minimum, the least that counts, which the float model has to reach too."
+    yield from comment(
+        "tolerance is the most that may be lost against the float model on the same samples. Beside it or alone: "
+        "minimum, the least that counts, which the float model has to reach too. A metric of your own is "
+        "module:function, and the larger it is the better; for an error add smaller_is_better: true, and give maximum "
+        "in the place of minimum."
+    )
     yield f"kpi: {{metric: {found.metric}, tolerance: {lost:.2g}}}    # minimum: {a_little_below(minimum)}"
 
 
@@ -163,8 +169,8 @@ def _too_few(found: Found) -> str:
     Of a metric that is no share of samples none can be told ahead; there very few samples are warned of.
     """
     number = f"{counted(len(found.test), 'test sample')} {'is' if len(found.test) == 1 else 'are'}"
-    fewest = math.ceil(1.96 / _lost(found)) - 2  # of `statistics.difference`, which adds two samples
-    if found.metric not in ("accuracy", "agreement"):
+    fewest = math.ceil(SURE / _lost(found)) - 2  # of `Scoring.difference`, which adds two samples
+    if found.metric not in SHARES:
         few = f"{number} few: every interval will be wide; give {_FEW_TESTED} or more."
         return few if len(found.test) < _FEW_TESTED else ""
     if len(found.test) >= fewest:
@@ -296,5 +302,7 @@ def told(found: Found) -> Iterator[str]:
         yield f"warning: an r2 below 0. {_WORSE}"
     yield from (f"warning: {few}" for few in (_few_calibrating(found), _too_few(found)) if few)
     yield f"layers: {len(found.coverage.quantized)} can be quantized, {len(found.coverage.skipped)} stay float"
+    if found.returns > 1:
+        yield f"the model returns {found.returns} tensors: the first is scored and compared; return one to count all"
     if found.untraced:
         yield f"the model cannot be traced: {found.untraced}"

@@ -7,7 +7,7 @@ report is drawn from these records alone, so a page can be made again long after
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
@@ -17,17 +17,26 @@ from lowbit import files
 from lowbit.errors import DataError
 
 Verdict = Literal["meets", "borderline", "misses", "failed"]
-Requirement = Literal["minimum", "tolerance", "size", "bops", "latency"]
+Requirement = Literal["minimum", "maximum", "tolerance", "seeds", "size", "bops", "latency"]
 
 
 @dataclass(frozen=True)
 class Score:
-    """A figure with its 95 % interval: shares (accuracy, agreement) are in [0, 1]."""
+    """A figure with its 95 % interval: shares (accuracy, agreement) are in [0, 1].
+
+    `undefined` is the share of the bootstrap's resamples on which an own metric has no value: the interval is that of
+    the others.
+    """
 
     value: float
     low: float
     high: float
     samples: int
+    undefined: float = 0.0
+
+    def __neg__(self) -> Score:
+        """The same with the other sign."""
+        return replace(self, value=-self.value, low=-self.high, high=-self.low)
 
 
 @dataclass(frozen=True)
@@ -433,10 +442,11 @@ class FeaturesRow:
 class CheckRow:
     """One requirement, and how a trial stands to it.
 
-    `limit` is the least that counts for ``minimum``, and for ``tolerance`` (the negative of what may be lost); for
-    ``size`` (bytes of the file), ``bops`` (of one sample) and ``latency`` (milliseconds, the median) it is the most.
-    `low` and `high` are the interval of `value`, and `value` itself for what is exact: see
-    `lowbit.pilot.statistics.checks`.
+    `limit` is the least that counts for ``minimum``, and for ``tolerance`` (the negative of what may be lost; where
+    smaller is better the most that may be added, without a sign). For ``maximum``, ``size`` (bytes of the file),
+    ``bops`` (of one sample) and ``latency`` (milliseconds, the median) it is the most, and for ``seeds`` the number of
+    all trainings, with `value` those that did not fail. `low` and `high` are the interval of `value`, and `value`
+    itself for what is exact: see `lowbit.pilot.statistics.checks`.
     """
 
     what: Requirement
@@ -509,17 +519,35 @@ class Trial:
 class Kpi:
     """The figure that decides, the least value that is acceptable, and the most that may be lost against float.
 
-    `tolerance` is in the metric's units (0.01 is one percentage point of accuracy); at least one of the two is given.
+    `tolerance` is in the metric's units (0.01 is one percentage point of accuracy). Of an own metric smaller may be
+    better: then it has a `maximum` in the place of the `minimum`. At least one of these and `tolerance` is given.
     """
 
     metric: str
     minimum: float | None = None
     tolerance: float | None = None
+    smaller_is_better: bool = False
+    maximum: float | None = None
+
+    @property
+    def bound(self) -> float | None:
+        """The minimum, or where smaller is better the maximum."""
+        return self.maximum if self.smaller_is_better else self.minimum
+
+    @property
+    def sign(self) -> int:
+        """What makes a larger value the better one: 1, or -1 where smaller is better."""
+        return -1 if self.smaller_is_better else 1
+
+    def gain(self, change: Score) -> Score:
+        """What a change of the metric gains: the change, turned around where smaller is better."""
+        return -change if self.smaller_is_better else change
 
     def __str__(self) -> str:
-        least = "" if self.minimum is None else f">= {self.minimum:g}"
-        lost = "" if self.tolerance is None else f"at most {self.tolerance:g} below float"
-        return f"{self.metric} {' and '.join(part for part in (least, lost) if part)}"
+        most = self.smaller_is_better
+        bound = "" if self.bound is None else f"{'<=' if most else '>='} {self.bound:g}"
+        lost = "" if self.tolerance is None else f"at most {self.tolerance:g} {'above' if most else 'below'} float"
+        return f"{self.metric} {' and '.join(part for part in (bound, lost) if part)}"
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ from pydantic import BaseModel
 from torch import nn
 
 from lowbit import files
-from lowbit.batches import Batch
+from lowbit.batches import Batch, call, output_tensor
 from lowbit.costs import Latency
 from lowbit.environment import this_processor, versions
 from lowbit.errors import DataError, LowbitError, TrainingError
@@ -47,6 +47,7 @@ from lowbit.export.runtime import Session, open_session
 from lowbit.pilot import executor, identity, statistics, targets
 from lowbit.pilot.costing import measure_ahead
 from lowbit.pilot.judging import assemble, standing
+from lowbit.pilot.labels import check_labels
 from lowbit.pilot.outputs import example
 from lowbit.pilot.record import LatencyRow, Limits, Provenance, Run, Timings, Trial, read
 from lowbit.pilot.shared import Imports, Shared
@@ -128,14 +129,14 @@ def run_pilot(
 def _trials(tasks: list[Task], shared: Shared, jobs: int, say: Say, progress: bool) -> list[Trial]:
     """The trials of all tasks, in their order: kept where they are finished, else done."""
     done = {t.name: trial for t in tasks if (trial := finished(t))}
-    for trial in done.values():
-        say(f"{summary(trial)} (kept)")
+    for i, trial in enumerate(done.values(), start=1):
+        say(f"[{i}/{len(tasks)}] {summary(trial)} (kept)")
 
     def do(some: list[Task]) -> None:
         left = [t for t in some if t.name not in done]
         for trial in executor.run_all(left, shared, _do, jobs=jobs, progress=progress):
-            say(summary(trial))
             done[trial.name] = trial
+            say(f"[{len(done)}/{len(tasks)}] {summary(trial)}")
 
     with parallel_config("loky"):  # the float baseline alone and here: the others are compared with it
         do(tasks[:1])
@@ -169,6 +170,9 @@ def tasks_of(
         raise DataError(f"variant '{named}': features are judged by labels, and the test data has none; name them")
     with threads(runtime.threads):
         behavior = identity.behavior(model, [calibration, test, trained_on])
+        if test.labels is not None:
+            with torch.no_grad():
+                check_labels(metric, output_tensor(call(model, next(iter(test.batches(2))))), test.labels)
     asked_of: list[object] = [spec.model, identity.weights_hash(model)]
     asked_of += [identity.code_hash(model, [spec.model, metric], where), behavior, calibration.hash, test.hash, metric]
     beside = [runtime.name, runtime.threads, _versions(spec)]

@@ -19,6 +19,7 @@ from lowbit import files
 from lowbit.errors import RecipeError
 from lowbit.pilot import targets
 from lowbit.pilot.defaults import Origins, merged
+from lowbit.pilot.metrics import RANGES, SHARES, is_own
 from lowbit.pilot.record import Kpi
 from lowbit.pilot.sections.budgets import BudgetsSpec
 from lowbit.pilot.sections.coding import FeaturesSpec, MadeFeaturesSpec
@@ -44,11 +45,6 @@ if TYPE_CHECKING:
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
 _MOST_SEEDS = 100
-_RANGES = {  # of metrics, all to 1: where they begin, and in words
-    **dict.fromkeys(("accuracy", "agreement"), (0.0, "a share from 0 to 1")),
-    "cosine": (-1.0, "from -1 to 1"),
-    "r2": (-math.inf, "1 at most"),
-}
 _MOST_THREADS, _LARGEST_BATCH = 1024, 65536
 
 
@@ -118,31 +114,52 @@ class KpiSpec(Section):
     """The figure that decides: accuracy, agreement or cosine (with the float model), r2, or ``module:function``.
 
     `minimum` is the least that counts, `tolerance` the most that may be lost against the float model, in the metric's
-    units.
+    units. With `smaller_is_better`, of an own metric, `maximum` is the most that counts, in the place of `minimum`.
     """
 
     metric: str = "accuracy"
+    smaller_is_better: bool = False
     minimum: Finite | None = None
+    maximum: Finite | None = None
     tolerance: Positive | None = None
 
     @model_validator(mode="after")
+    def _has_one_direction(self) -> KpiSpec:
+        if self.smaller_is_better and not is_own(self.metric):
+            raise wrong(
+                f"it is for a module:function metric, and of {self.metric} larger is better; leave it out",
+                "smaller_is_better",
+            )
+        if self.smaller_is_better and self.minimum is not None:
+            raise wrong(f"of {self.metric} smaller is better; write maximum, the most that counts", "minimum")
+        if not self.smaller_is_better and self.maximum is not None:
+            other = ", or smaller_is_better: true if that is so of it" if is_own(self.metric) else ""
+            raise wrong(f"of {self.metric} larger is better; write minimum, the least that counts{other}", "maximum")
+        return self
+
+    @model_validator(mode="after")
     def _asks_for_something(self) -> KpiSpec:
-        if self.minimum is None and self.tolerance is None:
-            raise wrong("give minimum (the least that counts), tolerance (the most that may be lost), or both")
+        if self.minimum is None and self.maximum is None and self.tolerance is None:
+            bound = "maximum (the most that counts)" if self.smaller_is_better else "minimum (the least that counts)"
+            raise wrong(f"give {bound}, tolerance (the most that may be lost), or both")
         return self
 
     @model_validator(mode="after")
     def _is_within_reach(self) -> KpiSpec:
-        least, why = _RANGES.get(self.metric, (-math.inf, ""))
-        if why and self.minimum is not None and not least <= self.minimum <= 1:
-            raise wrong(f"{self.metric} is {why}; write 0.9 for 90 %", "minimum")
-        if least > -math.inf and self.tolerance is not None and self.tolerance >= 1:
-            raise wrong(f"{self.metric} is {why}; write 0.01 for a percentage point", "tolerance")
+        if self.metric not in RANGES:
+            return self
+        least, most = RANGES[self.metric]
+        within = f"{most:g} at most" if math.isinf(least) else f"from {least:g} to {most:g}"
+        lies = f"{self.metric} is {'a share ' if self.metric in SHARES else ''}{within}"
+        if self.minimum is not None and not least <= self.minimum <= most:
+            raise wrong(f"{lies}; write 0.9 for 90 %", "minimum")
+        if not math.isinf(least) and self.tolerance is not None and self.tolerance >= 1:
+            raise wrong(f"{lies}; write 0.01 for a percentage point", "tolerance")
         return self
 
     def asked(self) -> Kpi:
         """The same for the record."""
-        return Kpi(self.metric, self.minimum, self.tolerance)
+        return Kpi(self.metric, self.minimum, self.tolerance, self.smaller_is_better, self.maximum)
 
 
 class RuntimeSpec(Section):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,17 +14,15 @@ from scipy import stats
 from lowbit import files
 from lowbit.errors import DataError, LowbitError
 from lowbit.export import predicted
+from lowbit.pilot.metrics import AGREEMENTS, KPIS, SHARES, bounds, is_own
+from lowbit.pilot.power import SURE
 from lowbit.pilot.record import CheckRow, Kpi, Limits, Requirement, Score, Trial, Verdict
 
 Array = npt.NDArray[np.generic]
 Metric = Callable[[Array, Array], float]
 predictions = predicted.predictions  # what is scored is read as what is verified
-_RANGES = {  # by metric, and whether it is the difference from float
-    **{(metric, gap): (-1.0 if gap else 0.0, 1.0) for metric in ("accuracy", "agreement") for gap in (False, True)},
-    ("cosine", False): (-1.0, 1.0),
-    ("cosine", True): (-2.0, 0.0),
-    ("r2", False): (-math.inf, 1.0),
-}
+_DRAWS = 500  # resamples of the bootstrap
+_DEFINED = 0.8  # of them, the least that an interval is made of: what is left out are the unusual ones
 
 
 def check_metric(metric: str, labels: Array | None, folder: Path | None = None) -> None:
@@ -32,77 +31,127 @@ def check_metric(metric: str, labels: Array | None, folder: Path | None = None) 
     Raises:
         DataError: it is unknown, cannot be imported, or needs labels that are not there.
     """
-    if metric not in ("accuracy", "agreement", "r2", "cosine") and ":" not in metric:
-        known = "accuracy, agreement, r2, cosine or module:function"
-        raise DataError(f"kpi.metric {metric!r} is unknown; expected {known}")
-    if metric not in ("agreement", "cosine") and labels is None:
+    if metric not in KPIS and not is_own(metric):
+        raise DataError(f"kpi.metric {metric!r} is unknown; expected {', '.join(KPIS)} or module:function")
+    if metric not in AGREEMENTS and labels is None:
         raise DataError(
             f"kpi.metric {metric!r} needs labels, the test data has none; name them, or use agreement (of classes) or "
             "cosine (of embeddings)"
         )
-    if ":" in metric:
+    if is_own(metric):
         files.resolve(metric, folder)
 
 
-def score(
-    metric: str, outputs: Array, labels: Array | None, reference: Array, seed: int, folder: Path | None = None
-) -> Score:
-    """The metric of `outputs`, with a 95 % interval: Wilson for shares, a seeded bootstrap for others.
+@dataclass(frozen=True)
+class Scoring:
+    """What outputs are scored by, on the same samples in the same order.
 
     Args:
         metric: accuracy, agreement, cosine (the mean over samples of the cosine to the float model's outputs), r2 or
             ``module:function``.
-        outputs: of the file, `[N, ...]`.
         labels: targets, `[N, ...]`.
-        reference: outputs of the float model.
+        reference: outputs of the float model, `[N, ...]`.
         seed: of the bootstrap.
         folder: where the path of a ``path/file.py:function`` begins.
-
-    Raises:
-        DataError: outputs and labels do not fit each other, or the metric's function fails on them.
     """
-    if metric in ("accuracy", "agreement"):
-        return share(_hits(metric, outputs, labels, reference))
-    if metric == "cosine":
-        return _mean(cosines(outputs, reference), seed)
-    function, targets = _function(metric, folder), _targets(outputs, labels)
-    return _bootstrap(lambda i: function(outputs[i], targets[i]), len(outputs), seed, metric)
+
+    metric: str
+    labels: Array | None
+    reference: Array
+    seed: int = 0
+    folder: Path | None = None
+
+    def score(self, outputs: Array) -> Score:
+        """The metric of outputs `[N, ...]`, with a 95 % interval: Wilson for shares, a seeded bootstrap for others.
+
+        Raises:
+            DataError: outputs and labels do not fit each other, or the metric's function fails on them.
+        """
+        if self.metric in SHARES:
+            return share(self._hits(outputs))
+        if self.metric == "cosine":
+            return self._mean(cosines(outputs, self.reference))
+        function, targets = _function(self.metric, self.folder), _targets(outputs, self.labels)
+        return self._bootstrap(lambda i: function(outputs[i], targets[i]), len(outputs))
+
+    def difference(self, outputs: Array, before: Array | None = None) -> Score:
+        """Score of `outputs` less that of others, paired sample by sample, with a 95 % interval.
+
+        `before` are the others, by default those of the float model, which agreement is with in either case.
+
+        For shares the interval adds half a sample to each cell of the two-by-two table (Agresti and Min, Simple
+        improved confidence intervals for comparing matched proportions, 2005), so that no change on few samples is not
+        certainty.
+        """
+        base = self.reference if before is None else before
+        if self.metric in SHARES:
+            gaps = np.subtract(*(self._hits(one).astype(float) for one in (outputs, base)))
+            count = len(gaps) + 2
+            won, lost = float((gaps > 0).sum()) + 0.5, float((gaps < 0).sum()) + 0.5
+            middle = (won - lost) / count
+            half = SURE * ((won + lost - (won - lost) ** 2 / count) / count**2) ** 0.5
+            return Score(float(gaps.mean()), middle - half, middle + half, len(gaps))
+        if self.metric == "cosine":
+            return self._mean(np.subtract(cosines(outputs, self.reference), cosines(base, self.reference)))
+        function, targets = _function(self.metric, self.folder), _targets(outputs, self.labels)
+
+        def gap(i: Array) -> float:
+            return function(outputs[i], targets[i]) - function(base[i], targets[i])
+
+        return self._bootstrap(gap, len(outputs))
+
+    def _hits(self, outputs: Array) -> Array:
+        if self.metric == "agreement":
+            return np.asarray(predictions(outputs, self.reference) == predictions(self.reference))
+        targets = _targets(outputs, self.labels)
+        if targets.ndim != 1 or outputs.ndim != 2:
+            raise DataError(
+                f"kpi.metric accuracy: got outputs {list(outputs.shape)} and labels {list(targets.shape)}, expected "
+                "[N, classes] and [N]; check which array is labels, or use a module:function metric"
+            )
+        return np.asarray(predictions(outputs) == targets)
+
+    def _mean(self, values: Array) -> Score:
+        return self._bootstrap(lambda i: float(values[i].mean()), len(values))
+
+    def _bootstrap(self, statistic: Callable[[Array], float], count: int) -> Score:
+        """The statistic of all samples, and its interval over resamples; where it is not defined they are left out.
+
+        Not defined is what is no number, and on a resample what the metric's function refuses.
+        """
+        value = statistic(np.arange(count))
+        if not math.isfinite(value):
+            raise DataError(
+                f"kpi.metric {self.metric!r} is {value} on {count} samples, expected a number; check labels, outputs"
+            )
+        generator = np.random.default_rng(self.seed)
+        draws, why = np.full(_DRAWS, np.nan), ""
+        for n in range(_DRAWS):
+            drawn = generator.integers(0, count, count)
+            try:
+                draws[n] = statistic(drawn)
+            except LowbitError as error:
+                why = why or f" ({files.one_line(error.__cause__ or error)})"
+        defined = draws[np.isfinite(draws)]
+        if len(defined) < _DEFINED * _DRAWS:
+            raise DataError(
+                f"kpi.metric {self.metric!r} is a number on {len(defined)} of {_DRAWS} resamples of {count} samples"
+                f"{why}, expected {_DEFINED * _DRAWS:.0f} or more for an interval; give more test samples, or let the "
+                "function return a number for such samples too"
+            )
+        low, high = np.quantile(defined, [0.025, 0.975])
+        return Score(value, float(low), float(high), count, undefined=1 - len(defined) / _DRAWS)
 
 
-def difference(
-    metric: str,
-    outputs: Array,
-    labels: Array | None,
-    reference: Array,
-    seed: int,
-    folder: Path | None = None,
-    *,
-    baseline: Array | None = None,
-) -> Score:
-    """Score of `outputs` less that of `baseline`, paired sample by sample, with a 95 % interval.
-
-    The baseline's outputs are those of the float model by default; `reference` is always the float model's, which
-    agreement is with.
-
-    For shares the interval adds half a sample to each cell of the two-by-two table (Agresti and Min, Simple improved
-    confidence intervals for comparing matched proportions, 2005), so that no change on few samples is not certainty.
-    """
-    before = reference if baseline is None else baseline
-    if metric in ("accuracy", "agreement"):
-        hits, base = (_hits(metric, o, labels, reference).astype(float) for o in (outputs, before))
-        gaps, count = hits - base, len(hits) + 2
-        won, lost = float((gaps > 0).sum()) + 0.5, float((gaps < 0).sum()) + 0.5
-        middle = (won - lost) / count
-        half = 1.96 * ((won + lost - (won - lost) ** 2 / count) / count**2) ** 0.5
-        return Score(float(gaps.mean()), middle - half, middle + half, len(gaps))
-    if metric == "cosine":
-        return _mean(np.subtract(cosines(outputs, reference), cosines(before, reference)), seed)
-    function, targets = _function(metric, folder), _targets(outputs, labels)
-
-    def gap(i: Array) -> float:
-        return function(outputs[i], targets[i]) - function(before[i], targets[i])
-
-    return _bootstrap(gap, len(outputs), seed, metric)
+def left_out(*scores: Score | None) -> tuple[str, ...]:
+    """What is to be told where resamples were left out of an interval: nothing, or a sentence."""
+    share = max(score.undefined for score in scores if score)
+    if not share:
+        return ()
+    return (
+        f"the metric is not defined on {share:.1%} of the resamples that its interval is made of; they are left out, "
+        "and with more test samples they would be fewer",
+    )
 
 
 def cosines(outputs: Array, reference: Array) -> npt.NDArray[np.float64]:
@@ -116,10 +165,6 @@ def cosines(outputs: Array, reference: Array) -> npt.NDArray[np.float64]:
     lengths = np.sqrt((found**2).sum(1) * (wanted**2).sum(1))
     both_zero = ~found.any(1) & ~wanted.any(1)
     return np.where(both_zero, 1.0, (found * wanted).sum(1) / np.where(lengths > 0, lengths, 1.0))
-
-
-def _mean(values: Array, seed: int) -> Score:
-    return _bootstrap(lambda i: float(values[i].mean()), len(values), seed, "cosine")
 
 
 def share(hits: Array) -> Score:
@@ -148,7 +193,7 @@ def over_seeds(scores: Sequence[Score], metric: str, *, difference: bool = False
         for gaps in zip(*((score.value - score.low, score.high - score.value) for score in scores), strict=True)
     )
     low, high = mean - math.hypot(below, of_seeds), mean + math.hypot(above, of_seeds)
-    least, most = _RANGES.get((metric, difference), (-math.inf, math.inf))
+    least, most = bounds(metric, difference=difference)
     return Score(mean, min(mean, max(low, least)), max(mean, min(high, most)), scores[0].samples)
 
 
@@ -156,21 +201,26 @@ def checks(trial: Trial, kpi: Kpi, limits: Limits) -> tuple[CheckRow, ...]:
     """How a trial with a score stands to all that is asked; of the float baseline the minimum alone is asked.
 
     The score has to reach the minimum, and its paired difference from float the negative of the tolerance: ``meets`` if
-    the whole interval does, ``misses`` if none of it does, else ``borderline``. Size and BOPs are exact, with several
-    seeds from the smallest to the largest of theirs. Latency is the median at the first batch size, of the trial's own
-    file alone, with the 10th and 90th percentile of the calls: it meets if the median is within the limit, because what
-    disturbs a measurement only adds to it, misses if even the 10th percentile is not, and is borderline between.
+    the whole interval does, ``misses`` if none of it does, else ``borderline``. Where smaller is better the score has
+    to stay within the maximum, and the difference within the tolerance. A mean over seeds some of which failed is
+    ``borderline`` at best. Size and BOPs are exact, with several seeds from the smallest to the largest of theirs.
+    Latency is the median at the first batch size, of the trial's own file alone, with the 10th and 90th percentile of
+    the calls: it meets if the median is within the limit, because what disturbs a measurement only adds to it, misses
+    if even the 10th percentile is not, and is borderline between.
 
     Raises:
         DataError: a latency is asked, and the trial was not timed.
     """
     rows: list[CheckRow] = []
-    if kpi.minimum is not None and trial.score:
-        rows.append(_at_least("minimum", kpi.minimum, trial.score))
+    if kpi.bound is not None and trial.score:
+        rows.append(_of_metric("maximum" if kpi.smaller_is_better else "minimum", kpi.bound, trial.score, kpi))
     if trial.recipe is None:
         return tuple(rows)
     if kpi.tolerance is not None and trial.difference:
-        rows.append(_at_least("tolerance", -kpi.tolerance, trial.difference))
+        rows.append(_of_metric("tolerance", -kpi.sign * kpi.tolerance, trial.difference, kpi))
+    if failed := sum(one.score is None for one in trial.repeats):
+        every = 1 + len(trial.repeats)
+        rows.append(CheckRow("seeds", every, every - failed, every - failed, every - failed, "borderline"))
     if limits.size is not None:
         sizes = [trial.file_bytes, *(one.file_bytes for one in trial.repeats if one.score)]
         rows.append(_at_most("size", limits.size, trial.file_bytes, min(sizes), max(sizes)))
@@ -195,7 +245,9 @@ def worst(rows: Iterable[CheckRow]) -> Verdict:
     return max((row.verdict for row in rows), key=order.index, default="meets")
 
 
-def _at_least(what: Requirement, limit: float, score: Score) -> CheckRow:
+def _of_metric(what: Requirement, limit: float, score: Score, kpi: Kpi) -> CheckRow:
+    if kpi.smaller_is_better:
+        return _at_most(what, limit, score.value, score.low, score.high)
     if score.low >= limit:
         verdict: Verdict = "meets"
     else:
@@ -211,18 +263,6 @@ def _at_most(what: Requirement, limit: float, value: float, low: float, high: fl
     return CheckRow(what, limit, value, low, high, verdict)
 
 
-def _hits(metric: str, outputs: Array, labels: Array | None, reference: Array) -> Array:
-    if metric == "agreement":
-        return np.asarray(predictions(outputs, reference) == predictions(reference))
-    targets = _targets(outputs, labels)
-    if targets.ndim != 1 or outputs.ndim != 2:
-        raise DataError(
-            f"kpi.metric accuracy: got outputs {list(outputs.shape)} and labels {list(targets.shape)}, expected [N, "
-            "classes] and [N]; check which array is labels, or use a module:function metric"
-        )
-    return np.asarray(predictions(outputs) == targets)
-
-
 def _targets(outputs: Array, labels: Array | None) -> Array:
     if labels is None or len(labels) != len(outputs):
         got = 0 if labels is None else len(labels)
@@ -232,7 +272,7 @@ def _targets(outputs: Array, labels: Array | None) -> Array:
 
 def _function(metric: str, folder: Path | None) -> Metric:
     if metric == "r2":
-        return _r2
+        return r2
     given = files.resolve(metric, folder)
 
     def called(outputs: Array, targets: Array) -> float:
@@ -247,7 +287,7 @@ def _function(metric: str, folder: Path | None) -> Metric:
     return called
 
 
-def _r2(outputs: Array, targets: Array) -> float:
+def r2(outputs: Array, targets: Array) -> float:
     """1 - residual / total sum of squares, NaN where all targets are equal."""
     got, want = (a.reshape(len(a), -1).astype(float) for a in (outputs, targets))
     if got.shape != want.shape:
@@ -258,16 +298,3 @@ def _r2(outputs: Array, targets: Array) -> float:
     if (want == want[0]).all():
         return math.nan
     return 1 - float(((got - want) ** 2).sum() / ((want - want.mean(0)) ** 2).sum())
-
-
-def _bootstrap(statistic: Callable[[Array], float], count: int, seed: int, metric: str) -> Score:
-    """The statistic of all samples, and its interval over resamples; those for which it is not defined are left out."""
-    value = statistic(np.arange(count))
-    if not math.isfinite(value):
-        raise DataError(
-            f"kpi.metric {metric!r} is {value} on {count} samples, expected a number; check labels, outputs"
-        )
-    generator = np.random.default_rng(seed)
-    draws = np.array([statistic(generator.integers(0, count, count)) for _ in range(500)])
-    low, high = np.quantile(draws[np.isfinite(draws)], [0.025, 0.975])
-    return Score(value, float(low), float(high), count)

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lowbit.errors import FormatError
-from lowbit.formats import Format, parse
+from lowbit.formats import FLOAT, Format, parse
 from lowbit.methods.factorization import choices as chains
 from lowbit.methods.search.space import Choice
 from lowbit.pilot.record import LayerRow, ObstacleRow
 from lowbit.pilot.sections.factorize import FactorizeSpec
-from lowbit.pilot.sections.fields import FLOAT
 from lowbit.pilot.sections.search import SearchSpec
 from lowbit.recipe import Place, Recipe
 

@@ -24,6 +24,7 @@ from lowbit.pilot.examined import examine
 from lowbit.pilot.making import make
 from lowbit.pilot.record import Trial, read
 from lowbit.pilot.task import Settings, Sources, Task
+from lowbit.progress import within
 
 
 def run_trial(
@@ -50,7 +51,7 @@ def run_trial(
         stale.unlink()
     (task.folder / "trial.json").unlink(missing_ok=True)  # else, killed below, it would describe the wrong file
     try:
-        with threads(settings.threads):
+        with threads(settings.threads), within(task.name):
             trial = _measure(task, model, data, settings, progress)
     except LowbitError as error:
         if task.recipe is None:

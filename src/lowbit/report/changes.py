@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from lowbit.formats import FLOAT
 from lowbit.pilot.record import LayerRow, OutputRow, Run, Trial
 from lowbit.report import decision, figures, outputs
 from lowbit.report.language import of_record, several, text
-from lowbit.report.risks import FLOAT
 
 Change = tuple[str, str]  # what changed, and why
 

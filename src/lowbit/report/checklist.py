@@ -11,11 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from lowbit.formats import FLOAT
 from lowbit.pilot.record import LayerRow, Run, Trial
 from lowbit.report import decision, figures, outputs
 from lowbit.report.changes import on_integers
 from lowbit.report.language import several, text
-from lowbit.report.risks import FLOAT, bits, target, trained
+from lowbit.report.risks import bits, target, trained
 
 Fit = Literal["fits", "maybe", "no"]
 SHAPES: dict[Fit, str] = {"fits": "meets", "maybe": "borderline", "no": "failed"}  # the page's symbols
@@ -46,8 +47,8 @@ def methods(run: Run) -> list[Method]:
     layers = _layers(run)
     return [
         _eight(run, layers),
-        _four(run, layers),
-        _floats(run, layers),
+        _four(run),
+        _floats(run),
         _distill(run),
         _search(run, layers),
         _factorize(run, layers),
@@ -154,7 +155,7 @@ def _eight(run: Run, layers: tuple[LayerRow, ...]) -> Method:
     return Method(text("8-bit integers"), "fits" if layers else "maybe", why, used, line)
 
 
-def _four(run: Run, layers: tuple[LayerRow, ...]) -> Method:
+def _four(run: Run) -> Method:
     used = _used(run, lambda trial: any(map(_is_low, _weights(trial))))
     ran = {row.kernel for trial in run.trials for row in trial.layers if _is_low(row.weights) and row.kernel}
     if any("NBits" in kernel for kernel in ran):
@@ -177,7 +178,7 @@ def _four(run: Run, layers: tuple[LayerRow, ...]) -> Method:
     return Method(text("Weights of 4 bits and fewer"), "fits", why, used, line)
 
 
-def _floats(run: Run, layers: tuple[LayerRow, ...]) -> Method:
+def _floats(run: Run) -> Method:
     used = _used(run, lambda trial: any(map(_is_float, _weights(trial))))
     why = text(
         "4-bit floats follow weights with many small and few large values better than int4; CPUs compute them with "
@@ -195,7 +196,7 @@ def _floats(run: Run, layers: tuple[LayerRow, ...]) -> Method:
 def _distill(run: Run) -> Method:
     used = _used(run, lambda trial: trial.distillation)
     untrained = [one for one in decision.variants(run) if one.difference and not trained(one)]
-    lost = [one.name for one in untrained if one.difference and one.difference.high < 0]
+    lost = [one.name for one in untrained if one.difference and run.kpi.gain(one.difference).high < 0]
     if not untrained:
         why = text(
             "It needs inputs and no labels; here no variant was measured without training, so nothing tells its gain."

@@ -2,8 +2,8 @@
 
 A variant is held against everything that was asked: a minimum of the metric, a loss against float that is tolerated,
 limits of size, BOPs and latency. It is "go" if it meets all of them with its whole 95 % interval, "no-go" if it misses
-one. Else a figure lies across its limit: of the metric more samples decide (`requirements`), of a cost they decide
-nothing, and the page says "not settled".
+one. Else a figure lies across its limit: of the metric more samples decide (`requirements`), of a cost, or where the
+training of a seed failed, they decide nothing, and the page says "not settled".
 
 Of the variants that are "go" the page recommends the one with the smallest file; the fastest where a latency was asked
 for, the one with the fewest BOPs where of all costs only these were.
@@ -17,7 +17,7 @@ from collections import Counter
 from lowbit.pilot.record import LatencyRow, Limits, Run, Trial, Verdict
 from lowbit.report import figures, requirements
 from lowbit.report.figures import Metric
-from lowbit.report.language import sentences, several, text
+from lowbit.report.language import key, sentences, several, text
 
 Key = tuple[str, int, int]  # runtime, batch, threads
 
@@ -35,12 +35,12 @@ def word(verdict: Verdict) -> str:
 
 
 def said(trial: Trial) -> str:
-    """The word of a trial: its verdict's, or "not settled" where costs alone are open."""
+    """The word of a trial: its verdict's, or "not settled" where costs or failed seeds alone are open."""
     return text("not settled") if unsettled(trial) else word(trial.verdict)
 
 
 def unsettled(trial: Trial) -> bool:
-    """Whether a trial is borderline by what it costs alone."""
+    """Whether a trial is borderline by what it costs, or by seeds that failed, alone."""
     open_ones = [check.what for check in trial.checks if check.verdict == "borderline"]
     return trial.verdict == "borderline" and bool(open_ones) and not {*open_ones} & {*requirements.OF_SAMPLES}
 
@@ -51,8 +51,8 @@ def words(run: Run) -> list[tuple[str, Verdict, str]]:
     found: list[tuple[str, Verdict, str]] = [(word(one), one, meaning(one)) for one in verdicts]
     if any(map(unsettled, run.trials)):
         costs = text(
-            "a cost lies across its limit: the times of its calls, or the files of its seeds. Samples do not decide "
-            "that; what does stands beside it."
+            "a cost lies across its limit (the times of its calls, or the files of its seeds), or the training of a "
+            "seed failed. Samples do not decide that; what does stands beside it."
         )
         found.insert(2, (text("not settled"), "borderline", costs))
     return found
@@ -83,9 +83,9 @@ def baseline(run: Run) -> Trial | None:
     return next((trial for trial in run.trials if trial.recipe is None and trial.verdict != "failed"), None)
 
 
-def timing(trial: Trial, key: Key) -> LatencyRow | None:
+def timing(trial: Trial, of: Key) -> LatencyRow | None:
     """A trial's latency in one runtime at one batch size and number of threads, if it was measured."""
-    return next((row for row in trial.latencies if (row.runtime, row.batch, row.threads) == key), None)
+    return next((row for row in trial.latencies if (row.runtime, row.batch, row.threads) == of), None)
 
 
 # What was asked
@@ -93,7 +93,7 @@ def timing(trial: Trial, key: Key) -> LatencyRow | None:
 
 def _asked(run: Run) -> str:
     """What a headline says of it: the metric alone by name, and no list."""
-    one = run.limits == Limits() and (run.kpi.minimum is None or run.kpi.tolerance is None)
+    one = run.limits == Limits() and (run.kpi.bound is None or run.kpi.tolerance is None)
     return asked(run) if one else text("all that was asked")
 
 
@@ -123,7 +123,7 @@ def _price(trial: Trial, run: Run) -> tuple[float, float]:
             return (trial.latencies[0].median_ms if trial.latencies else math.inf), size
         case "bops":
             return trial.bops or math.inf, size
-    return size, -trial.score.value if trial.score else 0.0
+    return size, -run.kpi.sign * trial.score.value if trial.score else 0.0
 
 
 def _by(run: Run) -> str:
@@ -232,7 +232,7 @@ def _none_goes(run: Run) -> str:
     trials, metric = variants(run), Metric.of(run)
     scored = [trial for trial in trials if trial.score]
     open_ones = [trial for trial in scored if trial.verdict == "borderline"]
-    best = max(open_ones or scored, key=lambda t: t.score.value if t.score else -math.inf, default=None)
+    best = _best(open_ones or scored, run)
     if best is None or best.score is None:
         return several(
             "No-go: the only variant misses {asked}.",
@@ -271,6 +271,11 @@ def _none_goes(run: Run) -> str:
     )
 
 
+def _best(trials: list[Trial], run: Run) -> Trial | None:
+    """The one with the best value of the metric."""
+    return max(trials, key=lambda t: run.kpi.sign * t.score.value if t.score else -math.inf, default=None)
+
+
 def _open(best: Trial, run: Run) -> str:
     """The sentence where the best variant is borderline, with what is open and its figure."""
     told = [
@@ -299,11 +304,13 @@ def remark(run: Run) -> str:
     trials, reference, best, metric = variants(run), baseline(run), recommended(run), Metric.of(run)
     told = [_counts(trials)] if len(trials) > 1 else []
     go = [trial for trial in trials if trial.verdict == "meets" and trial.score]
-    top = max(go, key=lambda t: t.score.value if t.score else -math.inf, default=None)
-    if best and best.score and top and top.score and top.score.value > best.score.value:
+    top = _best(go, run)
+    if best and best.score and top and top.score and run.kpi.sign * (top.score.value - best.score.value) > 0:
         told.append(
             text(
-                "Of those that are go, {name} has the most {metric}: {value} against {other} of {best}.",
+                key("Of those that are go, {name} has the least {metric}: {value} against {other} of {best}.")
+                if run.kpi.smaller_is_better
+                else key("Of those that are go, {name} has the most {metric}: {value} against {other} of {best}."),
                 name=top.name,
                 metric=metric.name,
                 value=metric.value(top.score.value),

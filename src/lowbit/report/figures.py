@@ -96,9 +96,9 @@ def seconds(value: float) -> str:
 
 
 def headed(text: str) -> str:
-    """The text as a heading begins; a name with its own capitals, such as mAP, stays as it is."""
+    """The text as a heading begins; mAP, a name with its own capitals, and metrics.py:mae stay as they are."""
     first, _, rest = text.partition(" ")
-    return " ".join([first.capitalize() if first.islower() else first, *([rest] if rest else [])])
+    return " ".join([first.capitalize() if first.islower() and ":" not in first else first, *([rest] if rest else [])])
 
 
 def decibels(value: float | None) -> str:
@@ -126,34 +126,42 @@ def names(items: Iterable[str]) -> str:
     return text("{first} and {last}", first=text(", ").join(rest), last=last) if rest else last
 
 
-def least(run: Run) -> float | None:
+def bound(run: Run) -> float | None:
     """The value of the metric that a plot draws a line at: the minimum, or the float model's less the tolerance.
 
-    None where only a tolerance is asked and the float model has no score.
+    Where smaller is better the maximum, or the float model's and the tolerance. None where only a tolerance is asked
+    and the float model has no score.
     """
-    if run.kpi.minimum is not None:
-        return run.kpi.minimum
+    kpi = run.kpi
+    if kpi.bound is not None:
+        return kpi.bound
     scores = [trial.score.value for trial in run.trials if trial.recipe is None and trial.score]
-    return scores[0] - run.kpi.tolerance if scores and run.kpi.tolerance is not None else None
+    return scores[0] - kpi.sign * kpi.tolerance if scores and kpi.tolerance is not None else None
 
 
 @dataclass(frozen=True)
 class Metric:
-    """How the deciding metric is written: a percentage, or a plain number with `decimals` decimals."""
+    """How the deciding metric is written: a percentage, or a plain number with `decimals` decimals.
+
+    `smaller_is_better` says which of two values is the better one, and so what a sentence calls a gain.
+    """
 
     name: str
     share: bool
     decimals: int
+    smaller_is_better: bool = False
 
     @classmethod
     def of(cls, run: Run) -> Metric:
         """The run's metric; a plain number shows two digits of the narrowest interval, so that no row rounds away."""
         name = text(_METRICS[run.kpi.metric]) if run.kpi.metric in _METRICS else run.kpi.metric
+        smaller = run.kpi.smaller_is_better
         if run.kpi.metric.lower().endswith(("accuracy", "agreement")):
-            return cls(name, share=True, decimals=2)
+            return cls(name, share=True, decimals=2, smaller_is_better=smaller)
         scores = [score for trial in run.trials for score in (trial.score, trial.difference) if score]
         widths = [score.high - score.low for score in scores if 0 < score.high - score.low < math.inf]
-        return cls(name, share=False, decimals=min(6, max(2, 1 - math.floor(math.log10(min(widths, default=0.01))))))
+        decimals = min(6, max(2, 1 - math.floor(math.log10(min(widths, default=0.01)))))
+        return cls(name, share=False, decimals=decimals, smaller_is_better=smaller)
 
     @property
     def scale(self) -> float:
@@ -199,24 +207,23 @@ class Metric:
         """The 95 % interval of a difference: ``−0.43 to +0.01``."""
         return span(self._signed(score.low), self._signed(score.high))
 
-    def minimum(self, value: float) -> str:
-        """The asked minimum as it was asked: at least one decimal, and no digit rounded away."""
+    def limit(self, value: float) -> str:
+        """An asked minimum or maximum as it was asked: at least one decimal, and no digit rounded away."""
         text = f"{round(self.scale * value, 10):,.10f}".rstrip("0")
         return _minus(text + "0" if text.endswith(".") else text) + self.unit
 
     def loss(self, value: float) -> str:
         """A loss as it was asked: ``1.0 pp``, percentage points for a share."""
-        return self.minimum(value).removesuffix(self.unit) + (" pp" if self.share else "")
+        return self.limit(value).removesuffix(self.unit) + (" pp" if self.share else "")
 
     def asked(self, kpi: Kpi) -> str:
         """What is asked of the metric: ``accuracy ≥ 96.0 %``, ``accuracy at most 1.0 pp below float``, or both."""
-        least = "" if kpi.minimum is None else f"≥ {self.minimum(kpi.minimum)}"
-        unit = " pp" if self.share else ""
+        bound = "" if kpi.bound is None else f"{'≤' if kpi.smaller_is_better else '≥'} {self.limit(kpi.bound)}"
         lost = ""
         if kpi.tolerance is not None:
-            most = f"{self.minimum(kpi.tolerance).removesuffix(self.unit)}{unit}"
-            lost = text("at most {most} below float", most=most)
-        return f"{self.name} {names(part for part in (least, lost) if part)}"
+            away = key("at most {most} above float") if kpi.smaller_is_better else key("at most {most} below float")
+            lost = text(away, most=self.loss(kpi.tolerance))
+        return f"{self.name} {names(part for part in (bound, lost) if part)}"
 
     def _signed(self, value: float) -> str:
         text = self.number(value)

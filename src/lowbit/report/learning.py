@@ -26,12 +26,23 @@ def gain(row: Trained, metric: Metric, over: str = OVER[0]) -> str:
     names = {"over": text(over), "metric": metric.name}
     if row.gain is None or row.post_training is None:
         return text("What training gained over {over} alone is not known: the {metric} of that has no value.", **names)
+    gained = -row.gain if metric.smaller_is_better else row.gain
     sentence = {
         1: key(
+            "Against {over} alone, which has {score}, training improved {metric}, of which smaller is better: {change} "
+            "(95 % interval {interval}, paired on the same {samples} samples)."
+        )
+        if metric.smaller_is_better
+        else key(
             "Against {over} alone, which has {score}, training gained {metric}: {change} (95 % interval {interval}, "
             "paired on the same {samples} samples)."
         ),
         -1: key(
+            "Against {over} alone, which has {score}, training made {metric} worse, of which smaller is better: "
+            "{change} (95 % interval {interval}, paired on the same {samples} samples)."
+        )
+        if metric.smaller_is_better
+        else key(
             "Against {over} alone, which has {score}, training lost {metric}: {change} (95 % interval {interval}, "
             "paired on the same {samples} samples)."
         ),
@@ -39,7 +50,7 @@ def gain(row: Trained, metric: Metric, over: str = OVER[0]) -> str:
             "Against {over} alone, which has {score}, training did not measurably change {metric}: {change} (95 % "
             "interval {interval}, paired on the same {samples} samples)."
         ),
-    }[_direction(row.gain)]
+    }[_direction(gained)]
     return text(
         sentence,
         score=metric.value(row.post_training.value),

@@ -74,7 +74,7 @@ def _rendered(run: Run) -> str:
             said_of={trial.name: decision.said(trial) for trial in run.trials},
             timings=pareto.latency_keys(run),
             strip=pareto.strip(run),
-            least=figures.least(run),
+            bound=figures.bound(run),
             record=json_value(dataclasses.asdict(run)),
             version=__version__,
         )

@@ -16,10 +16,11 @@ from typing import Any
 
 from lowbit.pilot.record import Run, Score, Trial
 from lowbit.report import decision, figures
-from lowbit.report.axes import Align, Axis, Box, place_label
+from lowbit.report.axes import Align, Axis, Box, letters, place_label
 from lowbit.report.charts import (
     FONT,
     HEIGHT,
+    LEFT,
     RIGHT,
     SHAPES,
     TOP,
@@ -35,7 +36,7 @@ from lowbit.report.charts import (
     texts,
 )
 from lowbit.report.figures import Metric
-from lowbit.report.language import several, text
+from lowbit.report.language import key, several, text
 
 
 def draw(run: Run) -> list[Chart]:
@@ -83,12 +84,15 @@ class Point:
         return "float" if self.trial.recipe is None else self.trial.verdict
 
 
-def front(points: Iterable[Point]) -> list[Point]:
-    """The points that no other dominates (is as good on both and better on one), cheapest first."""
+def front(points: Iterable[Point], sign: int = 1) -> list[Point]:
+    """The points that no other dominates (is as good on both and better on one), cheapest first.
+
+    `sign` is -1 where a smaller value of the metric is the better one.
+    """
     kept: list[Point] = []
-    for point in sorted(points, key=lambda p: (p.cost, -p.score.value)):
+    for point in sorted(points, key=lambda p: (p.cost, -sign * p.score.value)):
         last = kept[-1] if kept else None
-        if last is None or point.score.value > last.score.value or _alike(point, last):
+        if last is None or sign * (point.score.value - last.score.value) > 0 or _alike(point, last):
             kept.append(point)
     return kept
 
@@ -162,30 +166,40 @@ def _scaled(score: Score, scale: float = 1) -> Score:
 
 @dataclass(frozen=True)
 class _Line:
-    """What is asked of the metric: the least value, in the units that are drawn, and its name."""
+    """What is asked of the metric: the least value or the most, in the units that are drawn, and its name."""
 
     value: float
     name: str
 
 
 def _lines(run: Run, metric: Metric) -> list[_Line]:
-    """The minimum, and the float model's score less the tolerance: what is asked of it, the strictest first."""
-    reference, asked = decision.baseline(run), []
-    if run.kpi.minimum is not None:
-        name = text("minimum {value}", value=metric.minimum(run.kpi.minimum))
-        asked.append(_Line(metric.scale * run.kpi.minimum, name))
-    if run.kpi.tolerance is not None and reference and reference.score:
-        name = text("float − {loss}", loss=metric.loss(run.kpi.tolerance))
-        asked.append(_Line(metric.scale * (reference.score.value - run.kpi.tolerance), name))
-    return sorted(asked, key=lambda line: -line.value)
+    """The bound, and the float model's score within the tolerance: what is asked of it, the strictest first."""
+    reference, asked, kpi = decision.baseline(run), [], run.kpi
+    if kpi.bound is not None:
+        said = key("maximum {value}") if kpi.smaller_is_better else key("minimum {value}")
+        asked.append(_Line(metric.scale * kpi.bound, text(said, value=metric.limit(kpi.bound))))
+    if kpi.tolerance is not None and reference and reference.score:
+        said = key("float + {loss}") if kpi.smaller_is_better else key("float − {loss}")
+        value = reference.score.value - kpi.sign * kpi.tolerance
+        asked.append(_Line(metric.scale * value, text(said, loss=metric.loss(kpi.tolerance))))
+    return sorted(asked, key=lambda line: -kpi.sign * line.value)
 
 
-def metric_axis(scores: Sequence[Score], minimum: float | None, pixels: float) -> Axis:
-    """From just below the lowest interval to just above the highest, the minimum included where there is one.
+def metric_axis(scores: Sequence[Score], bound: float | None, pixels: float, sign: int = 1) -> Axis:
+    """From just below the lowest interval to just above the highest, what is asked included where something is.
 
     One collapsed variant would press all others into a line: where leaving out what lies far below both the best and
-    the minimum at least halves the axis, it ends above those scores, and they are drawn on its floor.
+    the minimum at least halves the axis, it ends above those scores, and they are drawn on its floor. With a `sign` of
+    -1 smaller is better, and it is what lies far above the best and the maximum, on the axis' ceiling.
     """
+    if sign < 0:
+        turned = _upwards([-score for score in scores], None if bound is None else -bound, pixels)
+        return Axis(-turned.high, -turned.low, pixels)
+    return _upwards(scores, bound, pixels)
+
+
+def _upwards(scores: Sequence[Score], minimum: float | None, pixels: float) -> Axis:
+    """The axis where larger is better."""
     best = max(scores, key=lambda score: score.value)
     minimum = best.value if minimum is None else minimum
     near = max(abs(best.value - minimum), best.high - best.low)
@@ -200,7 +214,7 @@ def metric_axis(scores: Sequence[Score], minimum: float | None, pixels: float) -
 def strip(run: Run) -> Axis | None:
     """The metric on 100 pixels, the same for every row of the table, or None where nothing was scored."""
     scores = [_scaled(trial.score) for trial in run.trials if trial.score and math.isfinite(trial.score.value)]
-    return metric_axis(scores, figures.least(run), 100) if scores else None
+    return metric_axis(scores, figures.bound(run), 100, run.kpi.sign) if scores else None
 
 
 @dataclass(frozen=True)
@@ -213,18 +227,23 @@ class _Plot:
     lines: list[_Line]
 
     @property
+    def sign(self) -> int:
+        """-1 where smaller is better, and up is worse."""
+        return -1 if self.metric.smaller_is_better else 1
+
+    @property
     def shown(self) -> list[_Line]:
         """Lines that lie on the axis."""
         return [line for line in self.lines if self.up.low <= line.value <= self.up.high]
 
     @property
-    def minimum(self) -> float | None:
-        """The least value of the metric that will do."""
+    def bound(self) -> float | None:
+        """The least value of the metric that will do, or the most where smaller is better."""
         return self.lines[0].value if self.lines else None
 
     @cached_property
     def front(self) -> list[Point]:
-        return front(self.points)
+        return front(self.points, self.sign)
 
     @cached_property
     def across(self) -> Axis:
@@ -235,7 +254,7 @@ class _Plot:
 
     @cached_property
     def up(self) -> Axis:
-        return metric_axis([p.score for p in self.points], self.minimum, HEIGHT)
+        return metric_axis([p.score for p in self.points], self.bound, HEIGHT, self.sign)
 
     @property
     def limit(self) -> float | None:
@@ -246,6 +265,10 @@ class _Plot:
     def down(self, value: float) -> float:
         """Where a metric is, in pixels from the top."""
         return HEIGHT - self.up.at(value)
+
+    def is_inside(self, point: Point) -> bool:
+        """Whether a point is not so bad that it lies beyond the axis."""
+        return self.up.low <= point.score.value <= self.up.high
 
     def chart(self) -> Chart:
         title = text("{metric} against {cost}", metric=self.metric.name, cost=self.cost.name)
@@ -282,9 +305,10 @@ class _Plot:
         """Names of the lines and the points: front first; a dominated point's is left out where none fits freely."""
         within: Box = (-4, -TOP, WIDTH + RIGHT, HEIGHT)
         told: list[tuple[str, float, float, Align, str]] = []
-        taken: list[Box] = []
-        for line, below in zip(self.shown, (-9, 9) if len(self.shown) > 1 else (9,), strict=False):
-            y = self.down(line.value)
+        titled = 2 - LEFT + 0.58 * FONT * letters(self.metric.title)
+        taken: list[Box] = [(2 - LEFT, -24, titled, -10)]  # the title of the axis
+        for line, beyond in zip(self.shown, (-9, 9) if len(self.shown) > 1 else (9,), strict=False):
+            y, below = self.down(line.value), self.sign * beyond
             taken += [(0, y - 1, WIDTH, y + 1), (WIDTH - 6 * len(line.name), y + below - 7, WIDTH, y + below + 7)]
             told.append((line.name, WIDTH, y + below, "right", "var(--muted)"))
         for p in self.points:
@@ -297,11 +321,12 @@ class _Plot:
             named = place_label(most, edge, 6, within=within, taken=taken, size=FONT)
             taken.append(named.box)
             told.append((most, named.x, named.y, named.align, "var(--muted)"))
-        for before, after in pairwise(p for p in self.front if p.score.value >= self.up.low):
+        for before, after in pairwise(p for p in self.front if self.is_inside(p)):
             (left, y), (right, top) = ((self.across.at(p.cost), self.down(p.score.value)) for p in (before, after))
-            taken += [(left, y - 2, right, y + 2), (right - 2, top, right + 2, y)]
+            taken += [(left, y - 2, right, y + 2), (right - 2, min(top, y), right + 2, max(top, y))]
         for p in sorted(self.points, key=lambda p: p not in self.front):
-            hidden = f" {self.metric.value(p.score.value / self.metric.scale)} ↓" if p.score.value < self.up.low else ""
+            away = f" {self.metric.value(p.score.value / self.metric.scale)} {'↓' if self.sign > 0 else '↑'}"
+            hidden = "" if self.is_inside(p) else away
             name = (p.trial.name if len(p.trial.name) <= 18 else p.trial.name[:17] + "…") + hidden
             x, y = self.across.at(p.cost), self.down(p.score.value)
             label = place_label(name, x, y, within=within, taken=taken, size=FONT)
@@ -319,11 +344,11 @@ class _Plot:
         x = encoded("cost", self.across, across, self.across.ticks(6), self.cost.format)
         ticks = self.up.ticks(6)
         y = encoded("value", self.up, self.metric.title, ticks, f".{_decimals(ticks)}f")
-        floor = self.up.low
-        minimum = [] if self.minimum is None else [{"value": self.minimum, "low": floor}]
+        worst = self.up.low if self.sign > 0 else self.up.high
+        beyond = [] if self.bound is None else [{"value": self.bound, "end": worst}]
         asked = [{"value": line.value} for line in self.shown]
         most = [] if self.limit is None else [{"cost": self.limit, "end": self.across.high}]
-        steps = [{"cost": p.cost, "value": p.score.value} for p in self.front if p.score.value >= floor]
+        steps = [{"cost": p.cost, "value": p.score.value} for p in self.front if self.is_inside(p)]
         rows = [
             {
                 "cost": p.cost,
@@ -339,7 +364,7 @@ class _Plot:
         shade, dashed = {"type": "rect", "color": "var(--below)"}, {"type": "rule", "color": "var(--limit)"}
         whiskers, marks = {"type": "rule", "strokeWidth": 1.25, "opacity": 0.6}, {"type": "point", "size": 62}
         return [
-            layer(minimum, shade, y=y, y2={"field": "low"}),
+            layer(beyond, shade, y=y, y2={"field": "end"}),
             *([layer(most, shade, x=x, x2={"field": "end"})] if most else []),
             layer(asked, {**dashed, "strokeDash": [4, 3]}, y=y),
             *([layer(most, {**dashed, "strokeDash": [4, 3]}, x=x)] if most else []),

@@ -10,14 +10,15 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from lowbit.pilot.metrics import SHARES
 from lowbit.pilot.power import SURE, differing, needed_for_agreement, needed_for_pairs, samples_needed
 from lowbit.pilot.record import CheckRow, Run, Score, Trial, Verdict
 from lowbit.report import figures
 from lowbit.report.figures import Metric
 from lowbit.report.language import text
 
-SHARES = ("accuracy", "agreement")  # metrics that are shares of samples
-OF_SAMPLES = ("minimum", "tolerance")  # what more samples decide about
+OF_SCORE = ("minimum", "maximum")  # what is asked of the metric itself
+OF_SAMPLES = (*OF_SCORE, "tolerance")  # what more samples decide about
 
 
 @dataclass(frozen=True)
@@ -45,15 +46,20 @@ def _requirement(check: CheckRow, trial: Trial, run: Run) -> Requirement:
     needs = _needs(check, trial, run) if check.verdict == "borderline" else ""
     metric = Metric.of(run).apart(check.limit, check.value, check.low, check.high)
     match check.what:
-        case "minimum":
+        case "minimum" | "maximum":
             interval = figures.span(metric.number(check.low), metric.number(check.high))
             figure = f"{metric.value(check.value)} ({interval})"
-            return Requirement(metric.name, figure, f"≥ {metric.minimum(check.limit)}", check.verdict, needs)
+            asked = f"{'≥' if check.what == 'minimum' else '≤'} {metric.limit(check.limit)}"
+            return Requirement(metric.name, figure, asked, check.verdict, needs)
         case "tolerance":
             change = Score(check.value, check.low, check.high, 0)
             figure = f"{metric.change(check.value)} ({metric.change_interval(change)})"
-            name, asked = text("{metric} from float", metric=metric.name), f"≥ −{metric.loss(-check.limit)}"
-            return Requirement(name, figure, asked, check.verdict, needs)
+            most = metric.loss(abs(check.limit))
+            asked = f"≤ +{most}" if metric.smaller_is_better else f"≥ −{most}"
+            return Requirement(text("{metric} from float", metric=metric.name), figure, asked, check.verdict, needs)
+        case "seeds":
+            figure = text("{trained} of {number} trained", trained=f"{check.value:g}", number=f"{check.limit:g}")
+            return Requirement(text("seeds"), figure, text("all of them"), check.verdict, needs)
         case "size":
             value, limit = _exact(check, figures.size)
             return Requirement(text("file size"), value, f"≤ {limit}", check.verdict, needs)
@@ -82,14 +88,14 @@ def needed(check: CheckRow, trial: Trial, run: Run) -> int | None:
 
     None too where the interval holds the spread of several seeds, which samples alone do not make smaller.
     """
-    of = trial.score if check.what == "minimum" else trial.difference
+    of = trial.score if check.what in OF_SCORE else trial.difference
     if check.what not in OF_SAMPLES or of is None or _has_seeds(trial):
         return None
     room = abs(check.value - check.limit)  # on either side the whole interval has to lie beyond the limit
     if run.kpi.metric not in SHARES:
         variance = spread(check.low, check.high, of.samples)
         found = None if variance is None else samples_needed(room, 0.0, variance)
-    elif check.what == "minimum":
+    elif check.what in OF_SCORE:
         found = needed_for_agreement(1 - check.value, 1 - check.limit)
     else:
         found = needed_for_pairs(differing(of), check.value, room - check.value)
@@ -107,6 +113,8 @@ def _needs(check: CheckRow, trial: Trial, run: Run) -> str:
             "measure again on a quiet machine (delete latency.json in the run's folder first): its times spread over "
             "the limit"
         )
+    if check.what == "seeds":
+        return text("read the error of the seed that failed, and run the pilot again, which keeps what is finished")
     if check.what in ("size", "bops"):
         return _of_seeds(check, trial)
     if _has_seeds(trial):

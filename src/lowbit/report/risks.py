@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lowbit.errors import FormatError
-from lowbit.formats import parse
+from lowbit.formats import FLOAT, parse
 from lowbit.pilot.record import LayerRow, Run, Trial
 from lowbit.report import decision, figures, requirements
 from lowbit.report.figures import Metric
@@ -20,7 +20,6 @@ from lowbit.report.language import of_record, several, text
 
 Severity = Literal["high", "medium", "low"]
 SEVERITIES: tuple[Severity, ...] = ("high", "medium", "low")
-FLOAT = "float32"
 
 FLIPS = 0.001  # of the numbers; one in a thousand is what p99.9 sees
 MANY_FLIPS = 0.01
@@ -60,7 +59,7 @@ def of_trial(trial: Trial, run: Run) -> list[Risk]:
         *_verification(trial),
         *_kernels(trial, run),
         *_latency(trial, run),
-        *_training(trial),
+        *_training(trial, run),
         *_search(trial),
         *_chains(trial),
         *_output(trial),
@@ -84,7 +83,7 @@ def named(names: list[str]) -> str:
 def _margin(trial: Trial, run: Run) -> Iterator[Risk]:
     metric = Metric.of(run)
     for check, told in zip(trial.checks, requirements.of_trial(trial, run), strict=True):
-        if check.verdict == "borderline":
+        if check.verdict == "borderline" and check.what != "seeds":  # which have a risk of their own
             needs = told.needs[:1].upper() + told.needs[1:]
             values = {"figure": told.figure, "asked": told.asked}
             yield Risk(
@@ -96,7 +95,7 @@ def _margin(trial: Trial, run: Run) -> Iterator[Risk]:
                 "high",
             )
     gap = trial.difference
-    if trial.verdict == "meets" and gap is not None and gap.high < 0:
+    if trial.verdict == "meets" and gap is not None and run.kpi.gain(gap).high < 0:
         yield Risk(
             text(
                 "it surely loses something against float: {change} ({interval}), within what is asked",
@@ -165,14 +164,15 @@ def _seeds(trial: Trial, run: Run) -> Iterator[Risk]:
 
 
 def _on_both_sides(trial: Trial, run: Run) -> str:
-    """What is said where some seeds are above the least that is asked and some below; empty where none are."""
+    """What is said where some seeds reach what is asked of the metric and some do not; empty where none do."""
     metric = Metric.of(run)
     for check, told in zip(trial.checks, requirements.of_trial(trial, run), strict=True):
         rows = [row for row in (trial.own, *trial.repeats) if row]
-        found = [row.score if check.what == "minimum" else row.difference for row in rows]
-        values = [one.value for one in found if one]
-        if check.what in requirements.OF_SAMPLES and values and min(values) < check.limit <= max(values):
-            said = metric.value if check.what == "minimum" else metric.change
+        of_score = check.what in requirements.OF_SCORE
+        values = [one.value for row in rows if (one := row.score if of_score else row.difference)]
+        reached = {run.kpi.sign * (value - check.limit) >= 0 for value in values}
+        if check.what in requirements.OF_SAMPLES and len(reached) == 2:
+            said = metric.value if of_score else metric.change
             return text(
                 "its seeds lie on both sides of what is asked: {name} from {low} to {high}, asked {asked}",
                 name=told.name,
@@ -328,7 +328,7 @@ def _latency(trial: Trial, run: Run) -> Iterator[Risk]:
             )
 
 
-def _training(trial: Trial) -> Iterator[Risk]:
+def _training(trial: Trial, run: Run) -> Iterator[Risk]:
     row = trial.distillation
     if row is not None:
         for concern in row.teacher.concerns:
@@ -348,7 +348,7 @@ def _training(trial: Trial) -> Iterator[Risk]:
                 "medium",
             )
     for part in (row, trial.search):
-        if part is not None and part.gain is not None and part.gain.high < 0:
+        if part is not None and part.gain is not None and run.kpi.gain(part.gain).high < 0:
             yield Risk(
                 text("training made it worse than post-training alone"),
                 text("distillation") if part is row else text("search"),

@@ -12,14 +12,14 @@ import math
 import shlex
 from dataclasses import dataclass
 
+from lowbit.pilot.comparison import MARGIN
+from lowbit.pilot.metrics import AGREEMENTS, SHARES
 from lowbit.pilot.power import differing, needed_for_agreement, needed_for_fall, needed_for_pairs, samples_needed
 from lowbit.pilot.record import CheckRow, Run, Score, Trial
 from lowbit.report import decision, figures, grounds, requirements, risks
 from lowbit.report.figures import Metric
 from lowbit.report.language import several, text
 
-_UNLABELLED = ("agreement", "cosine")  # metrics that need no truth: of the variant with float
-_USUAL = 0.01  # margin of a share where nothing was asked: that of lowbit compare
 _FEWEST = 100  # samples that a decision should have, however few a plan asks for
 _FALL = 0.02  # below the minimum of a share: worth going back for, and some hundred to thousand answers show it
 _CANARY: dict[risks.Severity, float] = {
@@ -43,7 +43,7 @@ def stages(run: Run) -> list[Stage]:
     best = decision.recommended(run)
     if best is None:
         return []
-    return [_shadow(best, run), _canary(best, run), _watch(best, run), _back(best, run), _keep(run)]
+    return [_shadow(best, run), _canary(best, run), _watch(best, run), _back(run), _keep(run)]
 
 
 def instead(run: Run) -> list[str]:
@@ -89,19 +89,16 @@ def _is_open(check: CheckRow) -> bool:
     return check.verdict == "borderline"
 
 
-def margin(trial: Trial, run: Run) -> float | None:
+def margin(run: Run) -> float | None:
     """The loss that does not matter: the tolerance, else what float has to spare; None where neither is known."""
     if run.kpi.tolerance is not None:
         return run.kpi.tolerance
-    reference = decision.baseline(run)
-    spare = (
-        reference.score.value - run.kpi.minimum
-        if reference and reference.score and run.kpi.minimum is not None
-        else 0.0
-    )
+    reference, bound = decision.baseline(run), run.kpi.bound
+    score = reference.score if reference else None
+    spare = run.kpi.sign * (score.value - bound) if score and bound is not None else 0.0
     if math.isfinite(spare) and spare > 0:
         return float(f"{spare:.2g}")
-    return _USUAL if run.kpi.metric in requirements.SHARES else None
+    return MARGIN if run.kpi.metric in SHARES else None
 
 
 def samples(trial: Trial, run: Run) -> tuple[int | None, int | None]:
@@ -109,10 +106,11 @@ def samples(trial: Trial, run: Run) -> tuple[int | None, int | None]:
 
     None where that cannot be planned; the loss as measured is no less than the margin, for one.
     """
-    gap, room = _own_loss(trial), margin(trial, run)
+    gap, room = _own_loss(trial), margin(run)
     if gap is None or room is None:
         return None, None
-    return _planned(gap.value, gap, room, run.kpi.metric), _planned(0.0, gap, room, run.kpi.metric)
+    effect = run.kpi.gain(gap).value
+    return _planned(effect, gap, room, run.kpi.metric), _planned(0.0, gap, room, run.kpi.metric)
 
 
 def _own_loss(trial: Trial) -> Score | None:
@@ -121,12 +119,12 @@ def _own_loss(trial: Trial) -> Score | None:
 
 
 def _planned(effect: float, gap: Score, room: float, metric: str) -> int | None:
-    """Samples that `lowbit compare` takes to say "no worse", with this effect and the spread of `gap`."""
+    """Samples that `lowbit compare` takes to say "no worse", if so much is gained, with the spread of `gap`."""
     if effect + room <= 0:
         return None
     if metric == "agreement":
         found = needed_for_agreement(-effect, room)
-    elif metric in requirements.SHARES:
+    elif metric in SHARES:
         found = needed_for_pairs(differing(gap), effect, room)
     else:
         variance = requirements.spread(gap.low, gap.high, gap.samples)
@@ -141,7 +139,7 @@ def canary(trial: Trial, run: Run) -> float:
 
 
 def _shadow(best: Trial, run: Run) -> Stage:
-    metric, room, gap = Metric.of(run), margin(best, run), _own_loss(best)
+    metric, room, gap = Metric.of(run), margin(run), _own_loss(best)
     told = [_beside(best, run)]
     needed, equal = samples(best, run)
     if needed is not None and room is not None and gap is not None:
@@ -158,7 +156,7 @@ def _shadow(best: Trial, run: Run) -> Stage:
         told.append(text("If there is no loss at all, {number} do.", number=f"{equal:,}"))
     if room is None:
         told.append(text("Choose the margin first: the loss of the metric that does not matter to you."))
-    elif gap is not None and gap.value + room <= 0:
+    elif gap is not None and run.kpi.gain(gap).value + room <= 0:
         told.append(
             text(
                 "No number of samples shows that it loses less than {margin}, if the loss is the one measured here "
@@ -194,10 +192,10 @@ def _beside(best: Trial, run: Run) -> str:
 
 def compare(best: Trial, run: Run) -> str:
     """The command that decides on logged outcomes."""
-    room, log = margin(best, run), "log.npz" if run.kpi.metric == "cosine" else "log.csv"
+    room, log = margin(run), "log.npz" if run.kpi.metric == "cosine" else "log.csv"
     parts = ["lowbit", "compare", "--outcomes", log, "--a", "float", "--b", best.name]
-    parts += [] if run.kpi.metric in _UNLABELLED else ["--label", "truth"]
-    parts += ["--metric", run.kpi.metric]
+    parts += [] if run.kpi.metric in AGREEMENTS else ["--label", "truth"]
+    parts += ["--metric", run.kpi.metric, *(["--smaller-is-better"] if run.kpi.smaller_is_better else [])]
     return shlex.join(parts) + (" --margin MARGIN" if room is None else f" --margin {room:.4g}")
 
 
@@ -224,7 +222,7 @@ def _canary(best: Trial, run: Run) -> Stage:
         values = {"share": f"{100 * share:g} %", "needed": f"{needed:,}", "requests": f"{math.ceil(needed / share):,}"}
         told.append(
             text("At {share}, {needed} answers take {requests} requests; let float answer the same ones.", **values)
-            if run.kpi.metric in _UNLABELLED
+            if run.kpi.metric in AGREEMENTS
             else text(
                 "At {share}, {needed} labelled answers take {requests} requests, if every answer gets a label; let "
                 "float answer the same ones, since the comparison is paired.",
@@ -251,17 +249,26 @@ def _watch(best: Trial, run: Run) -> Stage:
     )
 
 
-def _back(best: Trial, run: Run) -> Stage:
+def _back(run: Run) -> Stage:
     metric, kpi, told = Metric.of(run), run.kpi, []
+    if kpi.maximum is not None:
+        told.append(
+            text(
+                "Go back to the float file when the whole 95 % interval of {metric} on labelled answers is above "
+                "{maximum}.",
+                metric=metric.name,
+                maximum=metric.limit(kpi.maximum),
+            )
+        )
     if kpi.minimum is not None:
-        values = {"metric": metric.name, "minimum": metric.minimum(kpi.minimum)}
+        values = {"metric": metric.name, "minimum": metric.limit(kpi.minimum)}
         told.append(
             text(
                 "Go back to the float file when the whole 95 % interval of {metric}, on answers that float gave too, "
                 "is below {minimum}.",
                 **values,
             )
-            if kpi.metric in _UNLABELLED
+            if kpi.metric in AGREEMENTS
             else text(
                 "Go back to the float file when the whole 95 % interval of {metric} on labelled answers is below "
                 "{minimum}.",
@@ -269,13 +276,13 @@ def _back(best: Trial, run: Run) -> Stage:
             )
         )
         fall = kpi.minimum - _FALL
-        number = needed_for_fall(fall, kpi.minimum, _FEWEST) if kpi.metric in requirements.SHARES and fall > 0 else None
+        number = needed_for_fall(fall, kpi.minimum, _FEWEST) if kpi.metric in SHARES and fall > 0 else None
         if number is not None:
             told.append(
                 text(
                     "Looked at after every {number} of them, a fall to {value} is seen in 80 % of all looks.",
                     number=f"{number:,}",
-                    value=metric.minimum(fall),
+                    value=metric.limit(fall),
                 )
             )
     if kpi.tolerance is not None:

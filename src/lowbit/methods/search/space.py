@@ -11,7 +11,7 @@ from torch import nn
 
 from lowbit.allocation import Assignment
 from lowbit.errors import FormatError, RecipeError
-from lowbit.formats import Format, parse
+from lowbit.formats import FLOAT, Format, parse
 from lowbit.layers import weighted_layers, why_not
 from lowbit.recipe import Recipe, Rule
 
@@ -40,11 +40,11 @@ class Choice:
         names = text.split("/")
         if len(names) > 2:
             raise FormatError(f"choice {text!r}: expected one format, or two as weights/activations")
-        weights, activations = (None if name == "float32" else parse(name) for name in (names[0], names[-1]))
+        weights, activations = (None if name == FLOAT else parse(name) for name in (names[0], names[-1]))
         return Choice(weights, activations)
 
     def __str__(self) -> str:
-        weights, activations = (str(one) if one else "float32" for one in (self.weights, self.activations))
+        weights, activations = (str(one) if one else FLOAT for one in (self.weights, self.activations))
         return weights if weights == activations else f"{weights}/{activations}"
 
 

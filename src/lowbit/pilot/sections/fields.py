@@ -8,10 +8,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInf
 from pydantic_core import PydanticCustomError
 
 from lowbit.errors import FormatError
-from lowbit.formats import parse
+from lowbit.formats import FLOAT, parse
 from lowbit.granularity import parse_granularity
-
-FLOAT = "float32"  # no format, and what every target can execute
 
 
 def wrong(reason: str, *at: int | str) -> PydanticCustomError:
