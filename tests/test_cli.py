@@ -524,7 +524,7 @@ def test_wrong_recipe(lowbit: Lowbit, tmp_path: Path, content: str, told: str) -
         ("net", "reference 'net' cannot be read, expected 'package.module:function' or 'path/to/file.py:function'"),
         ("nosuchmodule:build", "importing 'nosuchmodule' raised ModuleNotFoundError"),
         ("nosuch.py:build", "nosuch.py': No such file or directory; check the path"),
-        ("net.py:bild", "'net.py' has no 'bild'; choose from build, wrong, text, two"),
+        ("net.py:bild", "'net.py' has no 'bild'; did you mean 'build'? choose from build, wrong, text, two"),
         ("net.py:number", "'number' is int, expected a function; name one"),
         ("net.py:wrong", "model 'net.py:wrong': the function raised ValueError: two lines; correct it"),
         ("net.py:text", "the function returned str, expected an nn.Module; return the network"),
@@ -690,7 +690,7 @@ def test_missing_files(lowbit: Lowbit, tmp_path: Path) -> None:
             "reference 'net.py:no': 'net.py' has no 'no'; choose from",
         ),
         ({"kpi": {"minimun": 0.9}}, "pilot.yaml: kpi.minimun: unknown key; did you mean 'minimum'?"),
-        ({"model": "net.py:bild"}, "reference 'net.py:bild': 'net.py' has no 'bild'; choose from build"),
+        ({"model": "net.py:bild"}, "reference 'net.py:bild': 'net.py' has no 'bild'; did you mean 'build'? choose from build"),
         ({"weights": "no.pt"}, "no.pt': No such file or directory"),
         ({"variants": [{"name": "w8", "weights": "itn8"}]}, "pilot.yaml: variants[0].weights: unknown format 'itn8'"),
         (
