@@ -77,6 +77,7 @@ def test_seconds(value: float, expected: str) -> None:
         ("accuracy", "Accuracy"),
         ("mAP at 50", "mAP at 50"),
         ("r2", "R2"),
+        ("R²", "R²"),
         ("m.py:mae by size", "m.py:mae by size"),
         ("", ""),
     ],

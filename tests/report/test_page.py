@@ -255,7 +255,7 @@ def test_every_layer_of_every_variant_has_a_row(outline: Outline) -> None:
 
 def test_a_metric_that_is_no_share_is_a_plain_number() -> None:
     outline = Outline(render(replace(RUN, kpi=Kpi("r2", 0.905))))
-    assert "the smallest of 2 variants that meet r2 ≥ 0.905" in outline.text
+    assert "the smallest of 2 variants that meet R² ≥ 0.905" in outline.text
     assert "−0.0023 −0.0044 to −0.0001" in outline.text
     assert " pp" not in outline.text.partition("Glossary")[0]
 

@@ -16,7 +16,7 @@ from lowbit.pilot.record import Kpi, Run, Score
 from lowbit.report.language import active, key, text
 
 NONE = "–"
-_METRICS = {"accuracy": key("accuracy"), "agreement": key("agreement"), "cosine": key("cosine")}
+_METRICS = {"accuracy": key("accuracy"), "agreement": key("agreement"), "cosine": key("cosine"), "r2": key("R²")}
 
 
 def significant(value: float, digits: int = 3) -> str:
@@ -154,7 +154,8 @@ class Metric:
     @classmethod
     def of(cls, run: Run) -> Metric:
         """The run's metric; a plain number shows two digits of the narrowest interval, so that no row rounds away."""
-        name = text(_METRICS[run.kpi.metric]) if run.kpi.metric in _METRICS else run.kpi.metric
+        asked = run.kpi.metric
+        name = text(_METRICS[asked]) if asked in _METRICS else asked
         smaller = run.kpi.smaller_is_better
         if run.kpi.metric.lower().endswith(("accuracy", "agreement")):
             return cls(name, share=True, decimals=2, smaller_is_better=smaller)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import Any, Literal
 
-from lowbit.pilot.record import ComparedRow, ErrorsRow, OutputRow
+from lowbit.pilot.record import CandidatePathRow, ComparedRow, ErrorsRow, OutputRow
 from lowbit.report import figures
 from lowbit.report.axes import Axis
 from lowbit.report.charts import HEIGHT, WIDTH, Chart, drawn, encoded, layer
@@ -40,6 +40,7 @@ _WOULD_DO = {  # instead of a path, and what follows from it: as good, better
         key("A direct output of 16 bits is better: where the device can return 16 bits, no path is needed"),
     ),
 }
+_FEW = 5  # candidates that are shown before all are asked for
 _ALIKE = 1.02  # times an error that is as large
 _TELLS = 0.9  # of the RMSE, without the least sure numbers: then the distance tells something
 _SURE = 0.97  # share of the numbers that are kept for it
@@ -252,7 +253,13 @@ def _of(row: OutputRow, what: str) -> ComparedRow | None:
     return next((one for one in row.compared if one.what == what), None)
 
 
-# The table
+# The tables
+
+
+def few_candidates(row: OutputRow) -> list[CandidatePathRow]:
+    """Of the paths that were considered those that matter: the one that was taken and the best others, five in all."""
+    best = sorted(row.candidates, key=lambda one: (one.path != row.path, bool(one.why_not), -one.total_gain))[:_FEW]
+    return [one for one in row.candidates if one in best]
 
 
 def compared(row: OutputRow) -> list[tuple[str, ComparedRow]]:

@@ -187,6 +187,7 @@ def environment() -> Environment:
         "output_advice": outputs.advice,
         "compared": outputs.compared,
         "left_out": outputs.left_out,
+        "few_candidates": outputs.few_candidates,
         "images": outputs.images,
         "error": outputs.figure,
         "significant": figures.significant,
