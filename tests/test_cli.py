@@ -692,7 +692,7 @@ def test_missing_files(lowbit: Lowbit, tmp_path: Path) -> None:
         ({"kpi": {"minimun": 0.9}}, "pilot.yaml: kpi.minimun: unknown key; did you mean 'minimum'?"),
         (
             {"model": "net.py:bild"},
-            "reference 'net.py:bild': 'net.py' has no 'bild'; did you mean 'build'? choose from",
+            "reference 'net.py:bild': 'net.py' has no 'bild'; did you mean 'build'?",
         ),
         ({"weights": "no.pt"}, "no.pt': No such file or directory"),
         ({"variants": [{"name": "w8", "weights": "itn8"}]}, "pilot.yaml: variants[0].weights: unknown format 'itn8'"),

@@ -77,7 +77,7 @@ def _show(found: Watched) -> None:
         Console().print(table)
         typer.echo(
             f"index: population stability index of a tensor's codes, alike near 0, other content above "
-            f"{_limit(found):g}; at lowest, at highest: the share of its numbers at that end of the range, and what it was"
+            f"{_limit(found):g}; at lowest, at highest: the share of its numbers at that end of the range, and before"
         )
     for check in found.checks:
         if check.kind not in ("codes", "clipping") and not check.alarm:

@@ -349,7 +349,7 @@ def _versions(spec: PilotSpec) -> dict[str, str]:
     return versions(spec.runtime.name, *(["transformers"] if spec.model.startswith("hf:") else []))
 
 
-def _command(given: Sequence[str]) -> str:
+def command_of(given: Sequence[str]) -> str:
     """The command that makes these figures again; the language of the page is no part of it."""
     words = [Path(given[0]).name]
     for before, word in itertools.pairwise(given):
@@ -362,7 +362,7 @@ def _provenance(
     spec: PilotSpec, data: Mapping[str, Samples], weights_hash: str, packages: dict[str, str]
 ) -> Provenance:
     return Provenance(
-        command=_command(sys.argv),
+        command=command_of(sys.argv),
         started=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         seed=spec.seed,
         data_hash=hashlib.sha256("".join(one.hash for one in data.values()).encode()).hexdigest(),
