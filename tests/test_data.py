@@ -466,6 +466,7 @@ def test_unknown_arrays_and_columns_are_listed(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": ["a"], "label": ["b"], "words": [["c"]]}), path)
     message = refusal(open_data, path)
     assert "no image, list of numbers or number among columns text (string), label (string), words (list)" in message
+    assert "texts in 'text' need tokenizer: hf:<folder or name> in a YAML file of data" in message
     assert "has no column 'x'; choose from text, label, words" in refusal(open_data, path, inputs="x")
     assert "column 'text' is string, expected image or list of numbers" in refusal(open_data, path, inputs="text")
     write_parquet(path, pictures(2), [0, 1])

@@ -563,3 +563,15 @@ def test_a_reason_is_one_line() -> None:
             raise ValueError("first\nsecond")
 
     assert graph.trace(Broken()) == "first"
+
+
+def test_a_tensor_named_as_a_method_of_modules_gets_a_quantizer() -> None:
+    class Cast(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x.to(torch.float32))  # type: ignore[no-any-return]
+
+    assert placed(Cast().eval(), example=torch.randn(3, 4))["layer"] == ["int4(to)"]

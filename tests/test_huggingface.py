@@ -136,6 +136,41 @@ def test_text_classifier(tmp_path: Path) -> None:
         torch.testing.assert_close(model(**hidden), model(**given))
 
 
+SMALL = {"num_labels": 3, "max_position_embeddings": 40, "vocab_size": 40}
+WIDE = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+DISTIL = {"dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 32}
+
+
+@pytest.mark.parametrize(("kind", "settings"), [("DistilBert", SMALL | DISTIL), ("MPNet", SMALL | WIDE)])
+def test_forwards_that_make_layers_and_ask_for_types_are_traced(kind: str, settings: dict[str, int]) -> None:
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{kind}Config")(**settings)
+    model = huggingface.TextClassifier(getattr(transformers, f"{kind}ForSequenceClassification")(config)).eval()
+    traced = trace_on(model, [tokens(2), tokens(3)], [tokens(2, 12)])
+    assert isinstance(traced, fx.GraphModule), traced
+    with torch.no_grad():
+        torch.testing.assert_close(traced(**tokens(4, 9)), model(**tokens(4, 9)))
+    away = {name: tensor.to("meta") for name, tensor in tokens(4).items()}
+    assert traced.to("meta")(**away).device.type == "meta"  # nothing of it stays where it was traced
+
+
+def test_parameters_are_known_while_tracing() -> None:
+    config = transformers.DeiTConfig(**WIDE, image_size=16, patch_size=8, num_labels=3)
+    model = huggingface.ImageClassifier(transformers.DeiTForImageClassification(config)).eval()
+    traced = trace_on(model, [{"pixel_values": torch.randn(count, 3, 16, 16)} for count in (2, 3)])
+    assert isinstance(traced, fx.GraphModule), traced
+
+
+@pytest.mark.parametrize("layer", ["", "network.bert.encoder.layer.0.output.LayerNorm"])
+def test_features_of_a_text_classifier_become_codes(layer: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    transformers.BertForSequenceClassification(bert_config(1)).save_pretrained(tmp_path)
+    given = [{**tokens(count), "labels": torch.arange(count) % 3} for count in (30, 31)]
+    network, made = lb.coded_head(models.load(f"hf:{tmp_path}"), given, layer=layer, codes="binary", threshold=0.0)
+    assert made.features.shape == (61, 16)  # a mean over tokens, not over channels
+    assert network(**tokens(4)).shape == (4, 3)
+
+
 @pytest.mark.parametrize(("mode", "normalize"), [("mean_tokens", True), ("cls_token", False), ("max_tokens", False)])
 def test_embeddings_are_pooled_as_the_folder_says(encoder: Path, tmp_path: Path, mode: str, normalize: bool) -> None:
     folder = tmp_path / "copy"
@@ -241,6 +276,10 @@ def test_encoder_through_the_commands(encoder: Path, tmp_path: Path, monkeypatch
     text = Path("pilot.yaml").read_text()
     assert "kpi: {metric: cosine, tolerance: 0.01}    # minimum: 0.9900" in text
     assert "name: tiny-bert" in text
+    assert "# weights come with the model" in text
+    assert "(distill: {rate: 0.0001})" in " ".join(text.split()).replace("# ", "")
+    assert "level: best" not in text
+    assert "# No search: it needs 512 samples or more to train on." in text
     assert "defaults: {glue: null, level: fast}" in text
     head, _, _ = text.partition("variants:\n")
     head = head.replace("batches: [1, 32]", "batches: [1]")
@@ -249,6 +288,10 @@ def test_encoder_through_the_commands(encoder: Path, tmp_path: Path, monkeypatch
     run("pilot", "pilot.yaml", "--out", "out")
     trial = json.loads(Path("out/variants/w8a8/trial.json").read_text())
     assert trial["score"]["value"] > 0.99
+    assert (trial["agreement"], trial["verification"]["same_prediction"]) == (
+        None,
+        None,
+    )  # embeddings are no predictions
     files = [Path("out/variants", name, "model.onnx") for name in ("float", "w8a8")]
     source = huggingface.tokenize(f"hf:{encoder}", texts, LENGTH)
     assert source["input_ids"][0, 0] == int(texts[0].split()[0][1:]) + 2
@@ -258,7 +301,7 @@ def test_encoder_through_the_commands(encoder: Path, tmp_path: Path, monkeypatch
     np.savez("tokens.npz", input_ids=source["input_ids"], attention_mask=source["attention_mask"])
     assert "verified" in run("verify", files[1], "--data", "tokens.npz")
     run("watch", files[1], "--data", "tokens.npz")
-    assert "agreement" in run("compare", *files, "--data", "tokens.npz", "--margin", "0.9")
+    assert "cosine of 24 samples" in run("compare", *files, "--data", "tokens.npz", "--margin", "0.9")
     np.savez("half.npz", input_ids=source["input_ids"])
     assert "the data has no 'attention_mask'" in str(
         CliRunner().invoke(app, ["compare", *map(str, files), "--data", "half.npz"]).exception

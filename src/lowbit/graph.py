@@ -72,13 +72,21 @@ _MOVE |= {"view", "reshape", "flatten", "permute", "transpose", "squeeze", "unsq
 
 
 class _Tracer(fx.Tracer):
+    def __init__(self, whole: nn.Module | None) -> None:
+        super().__init__()
+        self.whole = whole
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, (Quantized, Quantizer)) or super().is_leaf_module(m, module_qualified_name)
+        leaf = m is self.whole or isinstance(m, (Quantized, Quantizer))
+        return leaf or super().is_leaf_module(m, module_qualified_name)
 
 
-def trace(model: nn.Module) -> fx.GraphModule | str:
-    """The model's graph with its layers as nodes, or the reason why it has none (control flow on data, mostly)."""
-    tracer = _Tracer()
+def trace(model: nn.Module, whole: nn.Module | None = None) -> fx.GraphModule | str:
+    """The model's graph with its layers as nodes, or the reason why it has none (control flow on data, mostly).
+
+    A module that is `whole` is one node too, whatever it consists of.
+    """
+    tracer = _Tracer(whole)
     tracer.proxy_buffer_attributes = isinstance(model, fx.GraphModule)  # whose graph may work on sizes and buffers
     if tracer.is_leaf_module(model, ""):
         return f"{type(model).__name__} is itself a layer"
@@ -332,7 +340,7 @@ def _insert(traced: fx.GraphModule, demands: dict[fx.Node, list[_Demand]], apart
         quantizer = input_quantizer_for(f"output of {after.name}", rule)
         assert quantizer is not None  # a demand has a format
         path = f"activations.{name}"
-        while path in taken:
+        while path in taken or hasattr(nn.Module, path.rpartition(".")[2]):  # such as `to`, which a module has
             path += "_"
         taken.add(path)
         traced.add_submodule(path, quantizer.to(next(traced.parameters()).device))

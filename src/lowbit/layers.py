@@ -163,6 +163,13 @@ def channel_axis(layer: nn.Module) -> int:
     return -1 if isinstance(layer, nn.Linear) else -1 - len(layer.kernel_size)  # type: ignore[arg-type]
 
 
+def channels_last(layer: nn.Module) -> bool:
+    """Whether a layer returns `[N, positions, channels]`, as those of text networks do, not `[N, channels, ...]`."""
+    if isinstance(layer, (nn.LayerNorm, nn.RMSNorm)):
+        return len(layer.normalized_shape) == 1
+    return isinstance(layer, (nn.Linear, nn.Embedding))
+
+
 def why_not(layer: nn.Module) -> str:
     """Why this layer cannot be wrapped, empty if it can."""
     if parametrize.is_parametrized(layer):

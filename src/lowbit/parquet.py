@@ -137,9 +137,11 @@ def _open_table(
     )
     if not columns:
         known = ", ".join(f"{column} ({kind})" for column, kind in tables[0].items())
+        text = next((f"; texts in '{column}' need" for column, kind in tables[0].items() if "string" in kind), "")
+        remedy = f"{text} tokenizer: hf:<folder or name> in a YAML file of data" if text else ""
         raise DataError(
             f"data '{name}': no image, list of numbers or number among columns {known}; convert one, or read it in a "
-            "function"
+            f"function{remedy}"
         )
     for path, found in zip(paths[1:], others, strict=True):
         missing, more = (sorted(set(a) - set(b)) for a, b in ((columns, found), (found, columns)))

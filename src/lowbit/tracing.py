@@ -9,7 +9,7 @@ graph is compared with the model on inputs of other sizes and contents before an
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -61,15 +61,30 @@ class _Tracer(fx.Tracer):
         super().__init__()
         self.example = example
         self.values: dict[fx.Node, Any] = {}
+        self.computing = False  # on the example, when nothing is recorded
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Shown(node, self)
 
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *more: Any, **named: Any) -> Any:
         proxy = super().create_proxy(kind, target, args, kwargs, *more, **named)
-        with torch.no_grad():
-            self.values[proxy.node] = self._compute(kind, target, self._on_example(args), self._on_example(kwargs))
+        self.computing = True
+        try:
+            with torch.no_grad():
+                self.values[proxy.node] = self._compute(kind, target, self._on_example(args), self._on_example(kwargs))
+        finally:
+            self.computing = False
         return proxy
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        return attr_val if self.computing else super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Record a call; of a module that the forward itself makes, as `nn.ReLU()(x)`, what it calls in turn."""
+        installed = any(m is one for one in self.root.modules())
+        if self.computing or not (installed or [*m.parameters(), *m.buffers()]):
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
 
     def _on_example(self, value: Any) -> Any:
         match value:
@@ -91,9 +106,8 @@ class _Tracer(fx.Tracer):
                 return target(*args, **kwargs)
             case "call_method":
                 return getattr(args[0], target)(*args[1:], **kwargs)
-            case "call_module":  # its class's forward: that of modules in general is recorded
-                layer = self.root.get_submodule(target)
-                return type(layer).forward(layer, *args, **kwargs)
+            case "call_module":
+                return self.root.get_submodule(target)(*args, **kwargs)
             case "get_attr":
                 place, _, name = target.rpartition(".")
                 owner = self.root.get_submodule(place)
@@ -123,6 +137,7 @@ def trace_on(
     """
     try:
         graph = _Tracer(examples[0]).trace(model)
+        _follow_device(graph)
         traced = fx.GraphModule(model, graph, type(model).__name__)
         traced.graph.eliminate_dead_code()
         traced.delete_all_unused_submodules()
@@ -136,17 +151,30 @@ def trace_on(
     return traced
 
 
-def _unlike(model: nn.Module, traced: nn.Module, examples: Sequence[Mapping[str, Tensor]]) -> str:
+def _unlike(model: nn.Module, traced: fx.GraphModule, examples: Sequence[Mapping[str, Tensor]]) -> str:
     with torch.no_grad():
         for example in examples:
             wanted = model(**example)
             try:
-                found = traced(**example)
+                found = traced.forward(**example)  # a call of the module prints where it failed
             except Exception as error:  # sizes that were fixed do not fit, and torch says so in many ways
                 return str(error).strip().splitlines()[0] or type(error).__name__
             if found.shape != wanted.shape or not torch.allclose(found, wanted, rtol=1e-4, atol=1e-5):
                 return "its forward does other things with other inputs"
     return ""
+
+
+def _follow_device(graph: fx.Graph) -> None:
+    """Make tensors where the first input is, not where that of the example was."""
+    first = next(node for node in graph.nodes if node.op == "placeholder")
+    fixed = [n for n in graph.nodes if any(isinstance(v, torch.device) for v in (*n.args, *n.kwargs.values()))]
+    if not fixed:
+        return
+    with graph.inserting_after([node for node in graph.nodes if node.op == "placeholder"][-1]):
+        device = graph.call_function(getattr, (first, "device"))
+    for node in fixed:
+        node.args = tuple(device if isinstance(v, torch.device) else v for v in node.args)
+        node.kwargs = {k: device if isinstance(v, torch.device) else v for k, v in node.kwargs.items()}
 
 
 def _fix_sizes(traced: fx.GraphModule, example: Mapping[str, Tensor]) -> None:

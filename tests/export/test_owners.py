@@ -94,3 +94,28 @@ def test_a_float_kernel_that_takes_in_what_follows(tmp_path: Path) -> None:
     owners = Parts(onnx.load(path).graph, ["0", "2", "4"]).owners(running)
     convolutions = [owner for o, owner in zip(running, owners, strict=True) if "Conv" in o.kind]
     assert convolutions == ["0", "2", "4"]
+
+
+class Placed(nn.Module):
+    """A table of positions, which is the same for all inputs, and a product that is fused with what follows it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.emb, self.places = nn.Embedding(7, 16), nn.Embedding(5, 16)
+        self.pool, self.head = nn.Linear(16, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.emb(x) + self.places(torch.arange(5))
+        return self.head(torch.tanh(self.pool(x[:, 0])))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("recipe", [None, Recipe.uniform("int8", None)], ids=["float", "int8"])
+@pytest.mark.parametrize("name", RUNTIMES)
+def test_layers_that_read_no_input_and_those_fused_with_an_activation(
+    name: RuntimeName, recipe: Recipe | None, tmp_path: Path
+) -> None:
+    model: nn.Module = quantize(Placed().eval(), recipe) if recipe else Placed().eval()
+    path = export_onnx(model, tmp_path / "m.onnx", TOKENS).path
+    parts = Parts(onnx.load(path).graph, ["emb", "places", "pool", "head"])
+    assert parts.fixed() == {"places"}
+    assert {*parts.owners(open_session(path, runtime=name).graph())} >= {"emb", "pool", "head"}

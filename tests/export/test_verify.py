@@ -23,7 +23,7 @@ from lowbit.errors import DataError, VerificationError
 from lowbit.export.onnx import Exported, export_onnx, manifest_entry, note
 from lowbit.export.qdq import BlockActivations
 from lowbit.export.runtime import RuntimeName
-from lowbit.export.verify import Verification, verify
+from lowbit.export.verify import Verification, _kernels, verify
 from lowbit.formats import parse
 from lowbit.quantization import calibrate, quantize
 from lowbit.recipe import Recipe, Rule
@@ -490,3 +490,19 @@ def test_a_single_output_is_compared_by_its_sign(tmp_path: Path) -> None:
     result = both_ways(exported(models.mlp(4, 1, (8,)), example, Recipe.uniform("int8", "int8"), tmp_path), [example])
     assert result.same_prediction == 1
     assert np.isfinite(result.largest_output_difference)
+
+
+def test_a_layer_that_reads_no_input_need_not_run_on_integers() -> None:
+    class Folded:
+        def kernels(self) -> dict[str, str]:
+            return {}  # computed when the file was loaded
+
+        def is_integer(self, kernel: str) -> bool:
+            return "fused away" not in kernel
+
+    numbers = {"t": np.ones((5, 4), np.uint8), "w": np.ones((4, 4), np.int8), "s": np.float32(1)}
+    nodes = [onnx.helper.make_node("DequantizeLinear", [one, "s"], [f"{one}.dequantize"]) for one in ("t", "w")]
+    nodes.append(onnx.helper.make_node("MatMul", ["t.dequantize", "w.dequantize"], ["y"], name="places"))
+    stored = [numpy_helper.from_array(np.asarray(array), name) for name, array in numbers.items()]
+    graph = onnx.helper.make_graph(nodes, "g", [], [], stored)
+    assert _kernels(graph, cast("Any", Folded())) == ({"places": "MatMul (fused away)"}, {}, [])

@@ -728,8 +728,10 @@ def test_without_layers_a_budget_is_over_all_but_the_first_and_the_last() -> Non
     options = {"recipe": Recipe.uniform("int4", "int8"), "choices": ["int4", "2x"]}
     _, found = factorized(model.eval(), budget=lb.Budget(like="2x"), **options)
     assert found.choices == {"3": "2x"}
-    with pytest.raises(LayerError, match=re.escape("Sequential has no convolution with a kernel behind its first")):
-        factorized(model.eval(), recipe=Recipe.uniform("int4", "int8"))
+    table = nn.Sequential(nn.Embedding(9, 8), nn.Flatten(), model[1])
+    with pytest.raises(LayerError, match=re.escape("first layer, and those alone")) as told:
+        factorized(table.eval(), recipe=Recipe.uniform("int4", "int8"))
+    assert str(told.value).endswith("such as layers: ['2']")  # which has factors, unlike the table
 
 
 @pytest.mark.parametrize("format", ["int4", "int8"])
@@ -976,3 +978,9 @@ def test_the_depthwise_layer_is_fitted_too() -> None:
         assert torch.equal(layer.weight, layer.layer.get_parameter("weight"))
         weights.append(layer.weight)
     assert not torch.equal(*weights)
+
+
+def test_outputs_that_are_no_class_scores_are_judged_by_their_error() -> None:
+    _, found = factorized(classes=False, tolerance=0.5, choices=["2x", "int8"])
+    assert found.agreement is None
+    assert "relative error" in str(found)

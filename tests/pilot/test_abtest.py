@@ -213,6 +213,16 @@ def test_confidence_takes_probabilities_as_they_are(scale: float) -> None:
 # Other metrics
 
 
+def test_outputs_of_length_one_are_embeddings() -> None:
+    draw = np.random.default_rng(0)
+    a = draw.normal(size=(50, 8))
+    a /= np.linalg.norm(a, axis=1, keepdims=True)
+    found = lb.compare(a, a + draw.normal(size=a.shape) * 1e-4)
+    assert (found.metric, found.verdict) == ("cosine", "equivalent")
+    assert any("taken for embeddings" in note for note in found.notes)
+    assert lb.compare(a * 2, a * 2).metric == "agreement"
+
+
 def test_agreement_is_with_a_and_needs_no_labels() -> None:
     a = np.arange(1000) % 7
     b = np.where(np.arange(1000) < 4, (a + 1) % 7, a)

@@ -356,7 +356,7 @@ def test_class_scores_are_written_along_a_path(run: tuple[Run, Path]) -> None:
         assert trial.output.against == "float model"
         assert trial.score is not None
         assert trial.verification is not None
-        assert trial.verification.same_prediction > 0.95
+        assert trial.verification.same_codes > 0.95
     assert curve.output is not None
     assert curve.output.taught is True
     assert fold.score is not None

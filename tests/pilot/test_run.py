@@ -377,7 +377,7 @@ def test_damaged_record_is_one_line_that_says_to_delete_it(copied: tuple[Path, P
 def test_model_that_does_not_take_the_data_is_told_before_anything_runs(copied: tuple[Path, Path]) -> None:
     project, folder = copied
     np.savez(project / "calibration.npz", inputs=np.zeros((4, 3, 8, 8), np.float32))
-    with pytest.raises(lb.LowbitError, match=r"Net does not take inputs of shape \[4, 3, 8, 8\] \(RuntimeError: Given"):
+    with pytest.raises(lb.LowbitError, match=r"Net does not take inputs of shape \[2, 3, 8, 8\] \(RuntimeError: Given"):
         measure(project, folder)
 
 

@@ -62,6 +62,10 @@ class Wiring:
             for name in node.input:
                 self.readers.setdefault(name, []).append(node)
         self.kinds = {i.name: i.data_type for i in graph.initializer}
+        self.constant = {*self.kinds, ""}  # tensors that are the same for all inputs: runtimes compute them at loading
+        for node in graph.node:
+            if self.constant.issuperset(node.input):
+                self.constant.update(node.output)
         self.parts: dict[str, list[onnx.NodeProto]] = {}
         for node in graph.node:
             self.parts.setdefault(self.place(node.name), []).append(node)

@@ -205,7 +205,7 @@ class _Files:
         parts = Parts(onnx.load(path).graph, weighted)
         owners = parts.owners(session.graph())
         layer_of = {part: name for name, several in network.parts.items() for part in several}
-        if lost := [part for part in layer_of if part not in owners]:
+        if lost := [part for part in layer_of if part not in {*owners, *parts.fixed()}]:
             raise ExportError(f"no operator in {self.runtime} tells that it computes layer {lost[0]!r}")
         return _File(
             path,

@@ -51,6 +51,13 @@ class Parts:
         stored = {name for output, owner in self.of.items() if owner == layer for name in self.reads[output]}
         return sum(self.stored[name] for name in stored if not name.startswith("zero_point."))
 
+    def fixed(self) -> set[str]:
+        """Layers that compute the same for all inputs, as a table of positions does.
+
+        A runtime computes them when it loads the file, if the export did not, so that they take no time.
+        """
+        return {*self.layers} - {layer for tensor, layer in self.of.items() if tensor not in self.wiring.constant}
+
     def owners(self, running: Sequence[Operator]) -> list[str | None]:
         """The layer of each operator that runs, None for the rest."""
         own = [self._computes(operator) for operator in running]
@@ -96,6 +103,7 @@ class Parts:
 
     def _node(self, name: str) -> onnx.NodeProto | None:
         """The file's node of a name: its own or its output's, without what a runtime put behind it."""
+        name = name.removeprefix("fused ")  # with the activation behind it, by ONNX Runtime
         for known in (name, re.sub(r"_\d+$", "", name), name.partition("/")[0]):
             found: onnx.NodeProto | None = self.wiring.nodes.get(known) or self.wiring.made.get(known)
             if found is not None:

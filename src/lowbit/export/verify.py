@@ -412,6 +412,8 @@ def _kernels(graph: onnx.GraphProto, session: Session) -> tuple[dict[str, str], 
         layers[node.name] = kernel
         if session.is_integer(kernel) or computes_on_int8_blocks(node, kernel):
             continue
+        if node.output[0] in wiring.constant:  # computed once, when the runtime loads the file
+            continue
         if reason := why_float(node, wiring, kernel):
             floats[node.name] = reason
         else:

@@ -124,9 +124,19 @@ def _usual_metric(a: Array, b: Array, labels: Array | None, notes: list[str]) ->
     if all(is_binary(one) for one in (a, b)):
         notes.append("there are no labels: 1 was taken for a hit and 0 for a miss")
         return "hits"
+    if all(map(_embeds, (a, b))):
+        notes.append("each output has length 1: they were taken for embeddings, and not for scores of classes")
+        return "cosine"
     if all(one.dtype.kind != "f" or (one.ndim == 2 and one.shape[1] > 1) for one in (a, b)):
         return "agreement"
     raise DataError("got numbers without labels; give labels, or say what they are: metric error, agreement or hits")
+
+
+def _embeds(outputs: Array) -> bool:
+    """Whether outputs are embeddings of length 1, which no scores of classes and no probabilities are."""
+    if outputs.dtype.kind != "f" or outputs.ndim != 2 or outputs.shape[1] < 2 or not (outputs < 0).any():
+        return False
+    return bool(np.allclose(np.linalg.norm(outputs.astype(np.float64), axis=1), 1, atol=1e-3))
 
 
 def _check(metric: str, labels: Array | None, larger_is_better: bool | None) -> bool:

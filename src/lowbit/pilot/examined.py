@@ -58,7 +58,7 @@ def examine(task: Task, model: nn.Module, made: Made, data: Sources, settings: S
     simulated = model_outputs(exported.model, test, progress)
     same = float((statistics.predictions(outputs, simulated) == statistics.predictions(simulated)).mean())
     agreeing = np.asarray(statistics.predictions(outputs, reference) == statistics.predictions(reference))
-    agreement = statistics.share(agreeing)
+    predict = statistics.of_predictions(settings.metric)
     note_agreement(exported.path, int(agreeing.sum()), len(agreeing))
     costs, covered = cost(student, example), coverage(student)
     scoring = Scoring(settings.metric, labels, reference, settings.seed, settings.folder)
@@ -74,7 +74,7 @@ def examine(task: Task, model: nn.Module, made: Made, data: Sources, settings: S
         "misses",  # the verdict is given when the run is put together: the KPI's minimum is no part of a trial
         score=score,
         difference=gap,
-        agreement=agreement if task.recipe else None,
+        agreement=statistics.share(agreeing) if task.recipe and predict else None,
         file=(task.folder / "model.onnx").relative_to(task.variants.parent).as_posix(),
         file_bytes=exported.path.stat().st_size,
         weight_bytes=costs.weight_bytes,
@@ -86,7 +86,7 @@ def examine(task: Task, model: nn.Module, made: Made, data: Sources, settings: S
         verification=VerificationRow(
             settings.runtime,
             len(outputs),
-            same,
+            same if predict else None,
             verification.same_codes,
             verification.largest_code_difference,
             verification.kernels,

@@ -89,11 +89,19 @@ def untimed(costs: MeasuredCosts) -> list[str]:
 
 
 def make(
-    task: Task, model: nn.Module, calibration: Batches, costs: MeasuredCosts | None, *, seed: int, progress: bool
+    task: Task,
+    model: nn.Module,
+    calibration: Batches,
+    costs: MeasuredCosts | None,
+    *,
+    classes: bool,
+    seed: int,
+    progress: bool,
 ) -> tuple[nn.Module, Factorization]:
     """A student of `model` with chains as the task says, and what came of it; BatchNorms stay for a task that distills.
 
-    `costs` are those of its `choices`, None where they could not be measured and do not decide.
+    `costs` are those of its `choices`, None where they could not be measured and do not decide; `classes` tells whether
+    outputs may be class scores.
 
     Raises:
         LowbitError: the recipe, a choice or an option does not fit the model, or a budget cannot be met.
@@ -111,6 +119,7 @@ def make(
         task.black,
         fold=task.distill is None,
         costs=costs if whole else None,
+        classes=classes,
         folder=prepared(task, task.fingerprint if costs is None else fingerprint(task, budgets, costs)),
         seed=seed,
         progress=progress,
@@ -140,6 +149,7 @@ def student_of(
     seed: int,
     fold: bool = True,
     costs: MeasuredCosts | None = None,
+    classes: bool = True,
     folder: Path | None = None,
     progress: bool = True,
 ) -> tuple[nn.Module, Factorization]:
@@ -158,6 +168,7 @@ def student_of(
         norms=norms,
         fold=fold,
         measured_costs=costs,
+        classes=classes,
         folder=folder,
         seed=seed,
         progress=progress,

@@ -24,7 +24,7 @@ from lowbit.errors import LowbitError
 from lowbit.methods.distillation.run import Distillation
 from lowbit.methods.factorization.run import Factorization
 from lowbit.methods.search.run import Search
-from lowbit.pilot import coded, costing, curved, distilled, factorized, searched
+from lowbit.pilot import coded, costing, curved, distilled, factorized, searched, statistics
 from lowbit.pilot.outputs import in_batches, model_outputs
 from lowbit.pilot.statistics import Array
 from lowbit.pilot.task import Settings, Sources, Task
@@ -142,7 +142,8 @@ def _make_factorized(
     seed, batches = settings.seed, in_batches(data.calibration)
     teacher, model = model, model if bits is None else bits.model
     costs, untimed = _times(task, model, data, settings, progress)
-    student, found = factorized.make(task, model, batches, costs, seed=seed, progress=progress)
+    classes = statistics.of_predictions(settings.metric)
+    student, found = factorized.make(task, model, batches, costs, classes=classes, seed=seed, progress=progress)
     recipe = factorized.recipe_of(task, found, seed) | ({} if bits is None else bits.section())
     files.write_text(task.folder / "recipe.yaml", yaml.safe_dump(recipe, sort_keys=False))
     if task.distill is None:

@@ -23,6 +23,7 @@ _CALIBRATING = 1024  # samples are enough to calibrate
 _FEW_CALIBRATING = 32  # ranges come from extremes, which fewer samples hardly show
 _FEW_TESTED = 100  # below, the interval of any figure is wide
 _STEPS = 2000  # of training, about
+_TEXT_RATE = 1e-4  # one step of 1e-3 took the embeddings of MiniLM from a cosine of 0.994 to 0.439
 _WORSE = "That is worse than the mean of all targets: does the data belong to this model?"
 _LOSS, _LOSS_OF_AGREEMENT, _LOSS_OF_R2, _LOSS_OF_COSINE = 0.01, 0.02, 0.1, 0.01
 
@@ -39,7 +40,9 @@ def lines(found: Found, model: str, data: Given, path: Path, weights: Path | Non
     yield f"#   lowbit pilot {path.name}           runs it, and writes report.html"
     yield f"name: {scalar(name_of(model))}"
     yield f"model: {scalar(relative(model, Path.cwd(), folder))}"
-    if weights is None:
+    if weights is None and model.startswith("hf:"):
+        yield "# weights come with the model"
+    elif weights is None:
         yield "# weights: weights.safetensors    none were given: the model is measured as its function built it"
     else:
         yield f"weights: {scalar(relative(os.fspath(weights), Path.cwd(), folder))}"
@@ -219,7 +222,7 @@ def _variant_lines(found: Found) -> Iterator[str]:
     ends = found.order[:1] + found.order[-1:] if len(found.order) > 2 else ()
     yield "  # 8 bits everywhere: a quarter of the size, the fastest kernels, and seldom a loss."
     yield "  - {name: w8a8, weights: int8, activations: int8}"
-    kept = " The first and the last layer, which are small and lose most, stay at 8." if ends else ""
+    kept = " The first and the last layer, which lose most, stay at 8." if ends else ""
     yield from comment(f"4-bit weights, stored packed, at the speed of 8 bits.{kept}", "  ")
     yield from _variant("w4a8", "int4", "int8", ends)
     yield "  # 4-bit floats, computed by the 8-bit kernels: storage, not speed."
@@ -228,12 +231,14 @@ def _variant_lines(found: Found) -> Iterator[str]:
         yield f"  # 4-bit activations need training: here toward the float model's outputs, on {_trained_on(found)}."
         yield from _variant("w4a4-distilled", "int4", "int4", ends, [f"distill: {scalar(_training(found, 128))}"])
     else:
+        section = scalar({"rate": _TEXT_RATE} if found.texts else {})
+        best = "" if found.texts else " Level best takes minutes."  # and of a text network hours
         yield from comment(
-            f"4-bit activations. Training would help (distill: {{}}), and {len(found.calibration)} samples are few for "
-            f"it: with {TRAINING} or more name them as data.train and add it. Level best takes minutes.",
+            f"4-bit activations. Training would help (distill: {section}), and {len(found.calibration)} samples are "
+            f"few for it: with {TRAINING} or more name them as data.train and add it.{best}",
             "  ",
         )
-        yield from _variant("w4a4", "int4", "int4", ends, ["level: best"])
+        yield from _variant("w4a4", "int4", "int4", ends, ["level: best"] if best else [])
     yield from _method_lines(found, ends)
 
 
@@ -244,7 +249,12 @@ def _method_lines(found: Found, ends: Sequence[str]) -> Iterator[str]:
         yield "  - name: mixed"
         yield f"    search: {scalar(search)}"
     else:
-        yield "  # No search: it needs a model that can be traced, four layers or more, and samples to train on."
+        lacks = {
+            "a model that can be traced": bool(found.untraced),
+            "four layers or more": len(found.order) <= 3,
+            f"{TRAINING} samples or more to train on": not found.trains,
+        }
+        yield f"  # No search: it needs {' and '.join(what for what, lacking in lacks.items() if lacking)}."
     if found.chains and not found.untraced:
         yield from comment(
             f"Convolutions that can become chains of smaller ones: {listed(found.chains)}. The report says where "
@@ -276,6 +286,8 @@ def _training(found: Found, size: int) -> dict[str, Any]:
     """Options of a training that takes some thousand steps at most."""
     steps = max(1, len(found.calibration) // size)
     options: dict[str, Any] = {"epochs": min(20, max(2, math.ceil(_STEPS / steps)))}
+    if found.texts:
+        options["rate"] = _TEXT_RATE
     if not found.class_scores and found.metric not in ("r2", "cosine"):
         options["loss"] = "mse"  # which r2 has by itself, and cosine its own
     return options

@@ -91,11 +91,14 @@ class ObstacleRow:
 
 @dataclass(frozen=True)
 class VerificationRow:
-    """How the exported file compared with the fake-quantized model on real inputs, and why it is not faster."""
+    """How the exported file compared with the fake-quantized model on real inputs, and why it is not faster.
+
+    `same_prediction` is None where the metric is of embeddings or quantities, which predict no class.
+    """
 
     runtime: str
     samples: int
-    same_prediction: float
+    same_prediction: float | None
     same_codes: float
     largest_code_difference: int
     kernels: dict[str, int]

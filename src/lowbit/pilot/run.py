@@ -168,11 +168,12 @@ def tasks_of(
     trained_on, black = _training_data(spec, calibration, train, where)
     if test.labels is None and (named := next((v.name for v in spec.variants if v.features), None)):
         raise DataError(f"variant '{named}': features are judged by labels, and the test data has none; name them")
-    with threads(runtime.threads):
-        behavior = identity.behavior(model, [calibration, test, trained_on])
-        if test.labels is not None:
-            with torch.no_grad():
-                check_labels(metric, output_tensor(call(model, next(iter(test.batches(2))))), test.labels)
+    with threads(runtime.threads), torch.no_grad():
+        firsts = [next(iter(samples.batches(2))) for samples in (test, calibration, trained_on)]
+        output, *_ = (output_tensor(call(model, first)) for first in firsts)
+        behavior = identity.behavior(model, [calibration, test])
+    if test.labels is not None:
+        check_labels(metric, output, test.labels)
     asked_of: list[object] = [spec.model, identity.weights_hash(model)]
     asked_of += [identity.code_hash(model, [spec.model, metric], where), behavior, calibration.hash, test.hash, metric]
     beside = [runtime.name, runtime.threads, _versions(spec)]

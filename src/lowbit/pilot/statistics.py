@@ -154,6 +154,11 @@ def left_out(*scores: Score | None) -> tuple[str, ...]:
     )
 
 
+def of_predictions(metric: str) -> bool:
+    """Whether outputs are predictions to a metric, which are the same or not; embeddings and quantities are numbers."""
+    return metric not in ("cosine", "r2")
+
+
 def cosines(outputs: Array, reference: Array) -> npt.NDArray[np.float64]:
     """The cosine between the outputs of each sample and those of the reference, float64 `[N]`; two zeros have 1."""
     found, wanted = (one.reshape(len(one), -1).astype(np.float64) for one in (outputs, reference))

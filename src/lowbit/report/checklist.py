@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from lowbit.formats import FLOAT
+from lowbit.pilot.metrics import SHARES
 from lowbit.pilot.record import LayerRow, Run, Trial
 from lowbit.report import decision, figures, outputs
 from lowbit.report.changes import on_integers
@@ -305,7 +306,7 @@ def _output(run: Run) -> Method:
     line = "- {name: fold, weights: int8, activations: int8, output: {path: fold4}}"
     name = text("Numbers as points on a path")
     seen = _paths_measured(run)
-    if run.kpi.metric in ("accuracy", "agreement"):
+    if run.kpi.metric in SHARES:
         why = text("Outputs are predictions of classes, and a path is for numbers: what rounds them changes few.")
         return Method(name, "no", why, used, line)
     if not _Formats.of(run).eight:

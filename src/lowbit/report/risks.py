@@ -193,7 +193,7 @@ def _verification(trial: Trial) -> Iterator[Risk]:
             "high",
         )
         return
-    if check.same_prediction < DIFFERENT:
+    if check.same_prediction is not None and check.same_prediction < DIFFERENT:
         yield Risk(
             text(
                 "file and model predict the same for {share} of the samples only",

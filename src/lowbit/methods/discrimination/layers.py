@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lowbit.batches import Batches, call, labels_of, output_tensor
 from lowbit.errors import DataError, LayerError
+from lowbit.layers import channels_last
 
 Pool = Literal["mean", "none"]
 
@@ -27,7 +28,8 @@ def layer_features(
         model: any network.
         layer: the name of one of its layers, as in `named_modules`; what it returns is taken.
         batches: inputs, with labels in tuples or dicts.
-        pool: ``"mean"`` takes the mean over positions of a feature map `[n, channels, ...]`; ``"none"`` keeps them all.
+        pool: ``"mean"`` takes the mean over positions of a feature map `[n, channels, ...]`, or
+            `[n, ..., channels]` of layers that return these, such as Linear and LayerNorm; ``"none"`` keeps them all.
 
     Raises:
         LayerError: no such layer, or it did not run, or ran several times a batch, or returns no numbers by sample.
@@ -51,18 +53,21 @@ def layer_features(
             if len(seen) != 1:
                 raise LayerError(f"layer {layer!r} ran {len(seen)} times for a batch, expected once; choose another")
             labels = labels_of(batch)
-            yield _rows(seen[0], layer, pool), None if labels is None else labels.detach().cpu().numpy()
+            yield (
+                _rows(seen[0], layer, pool, last=channels_last(place)),
+                None if labels is None else labels.detach().cpu().numpy(),
+            )
     finally:
         handle.remove()
         for module, was in training.items():
             module.training = was
 
 
-def _rows(output: Tensor, layer: str, pool: Pool) -> npt.NDArray[np.float32]:
+def _rows(output: Tensor, layer: str, pool: Pool, *, last: bool) -> npt.NDArray[np.float32]:
     if output.ndim < 2:
         raise LayerError(f"layer {layer!r} returns {list(output.shape)}, expected [n, features, ...]; choose another")
     if pool == "mean" and output.ndim > 2:
-        output = output.flatten(2).mean(2)
+        output = output.flatten(1, -2).mean(1) if last else output.flatten(2).mean(2)
     elif pool not in ("mean", "none"):
         raise DataError(f"pool: got {pool!r}, expected mean or none")
     return output.flatten(1).float().cpu().numpy()

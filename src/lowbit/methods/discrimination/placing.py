@@ -15,17 +15,21 @@ from torch import Tensor, fx, nn
 from lowbit import graph
 from lowbit.batches import Batch, call, output_tensor
 from lowbit.errors import LayerError
+from lowbit.layers import channels_last
 
 CODING = "coding"  # the module in front of the head: `coding.pooled` returns features, `coding.codes` their codes
 HEAD = "head"  # the head's name where the network has no Linear whose name it takes
 
 
 class Pooled(nn.Module):
-    """The mean over positions of feature maps `[N, channels, ...]`; features `[N, d]` as they are."""
+    """The mean over positions of feature maps `[N, channels, ...]`; features `[N, d]` as they are.
 
-    def __init__(self, dims: int) -> None:
+    With `last`, feature maps are `[N, ..., channels]`, as layers of text networks return them.
+    """
+
+    def __init__(self, dims: int, last: bool = False) -> None:
         super().__init__()
-        self.axes = tuple(range(2, dims))
+        self.axes = tuple(range(1, dims - 1) if last else range(2, dims))
 
     def forward(self, x: Tensor) -> Tensor:
         """Features `[N, d]`."""
@@ -58,17 +62,6 @@ class Attached(nn.Module):
         return scores
 
 
-class _Tracer(fx.Tracer):
-    """Takes one layer as a whole, so that what it returns is a node."""
-
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self.layer = layer
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return m is self.layer or super().is_leaf_module(m, module_qualified_name)
-
-
 def with_place(model: nn.Module, layer: str, batch: Batch) -> tuple[nn.Module, str, str, int]:
     """A copy with modules that do nothing where codes and head will be, their names, and the number of classes."""
     copied = copy.deepcopy(model).eval()
@@ -83,10 +76,10 @@ def with_place(model: nn.Module, layer: str, batch: Batch) -> tuple[nn.Module, s
             "the model does not end in a Linear layer that reads [N, features] and returns the scores; name the layer "
             f"whose output is to be coded: {', '.join(_names(copied))}"
         )
-    dims = len(shapes[0])
-    coding = Coding(Pooled(dims), nn.Identity())
     place = copied.get_submodule(layer or last)
-    traced = _traced(copied, place)
+    coding = Coding(Pooled(len(shapes[0]), channels_last(place)), nn.Identity())
+    traced = graph.trace(copy.deepcopy(copied))
+    traced = traced if isinstance(traced, str) else graph.trace(copied, place)
     if isinstance(traced, fx.GraphModule):
         return (*_in_graph(traced, layer, last, coding), classes)
     if layer:
@@ -99,14 +92,6 @@ def with_place(model: nn.Module, layer: str, batch: Batch) -> tuple[nn.Module, s
         return Attached(coding, nn.Identity()), CODING, HEAD, classes
     network.set_submodule(last, Attached(coding, nn.Identity()))
     return network, f"{last}.{CODING}", f"{last}.{HEAD}", classes
-
-
-def _traced(model: nn.Module, place: nn.Module) -> fx.GraphModule | str:
-    """The graph of a model in which `place` is a node, or why there is none."""
-    if isinstance(whole := graph.trace(copy.deepcopy(model)), str):
-        return whole
-    del whole
-    return fx.GraphModule(model, _Tracer(place).trace(model), type(model).__name__)
 
 
 def _in_graph(traced: fx.GraphModule, layer: str, last: str, coding: nn.Module) -> tuple[nn.Module, str, str]:

@@ -64,6 +64,7 @@ class Priced:
         solved: Mapping[tuple[str, Chain | None], Solution],
         batches: Sequence[Batch],
         *,
+        classes: bool,
         seed: int,
         progress: bool,
     ) -> list[list[float]]:
@@ -77,7 +78,7 @@ class Priced:
                 else dense_weight(name, layer, one.rule)
                 for one in several
             ]
-        return [*losses_of(twin, weights, batches, seed=seed, progress=progress).values()]
+        return [*losses_of(twin, weights, batches, classes=classes, seed=seed, progress=progress).values()]
 
     def front(self, losses: Losses) -> list[Picks]:
         """The best options for a ladder of budgets in BOPs, cheapest first."""

@@ -147,6 +147,7 @@ def losses_of(
     weights: Mapping[str, Sequence[Tensor]],
     batches: Sequence[Batch],
     *,
+    classes: bool = True,
     seed: int = 0,
     progress: bool = True,
 ) -> dict[str, list[float]]:
@@ -156,6 +157,7 @@ def losses_of(
         model: the float network.
         weights: by layer, the candidates, in the shape of its weight.
         batches: inputs in any batch form.
+        classes: whether outputs `[N, C]` are class scores.
         seed: draws the outputs.
         progress: show a bar on a terminal.
 
@@ -194,7 +196,7 @@ def losses_of(
                 hook.remove()
         count += len(output)
         with torch.enable_grad():
-            surprise = surprise_of(output, generator, classes=are_classes(output))
+            surprise = surprise_of(output, generator, classes=classes and are_classes(output))
         gradients = torch.autograd.grad(surprise, [y for *_, y in seen], allow_unused=True)
         moved: dict[tuple[str, int], Tensor] = {}
         for (name, x, _), g in zip(seen, gradients, strict=True):

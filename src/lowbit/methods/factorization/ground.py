@@ -94,9 +94,10 @@ def ground_of(model: nn.Module, recipe: Recipe, wanted: Sequence[str] | None, se
     names = [*weighted]
     chosen = _usual(weighted, several) if wanted is None else _matching(names, wanted)
     if not chosen:
+        others = [name for name in names if kinds_of(weighted[name])]
         raise LayerError(
-            f"{type(model).__name__} has no convolution with a kernel behind its first layer; name layers, such as "
-            f"layers={names[1:3] or names}"
+            f"{type(model).__name__} has no convolution with a kernel behind its first layer, and those alone are "
+            f"factorized without being named; name layers, such as layers: {others[1:3] or others or names}"
         )
     if "" in chosen:
         raise LayerError(f"the model is itself a layer, {type(model).__name__}; put it into an nn.Sequential")

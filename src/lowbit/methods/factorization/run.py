@@ -7,6 +7,7 @@ import glob
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 from joblib import Parallel, delayed
 from torch import Tensor, fx, nn
@@ -32,6 +33,8 @@ from lowbit.progress import counted
 from lowbit.quantization import calibrate, note, quantize
 from lowbit.quantizer import Quantizer
 from lowbit.recipe import Recipe
+
+_Closeness: TypeAlias = "Callable[[nn.Module], tuple[float, float | None]]"  # see `Factorization.error, agreement`
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,7 @@ def factorize(
     norms: Batches | None = None,
     compare: bool = False,
     measured_costs: MeasuredCosts | None = None,
+    classes: bool = True,
     jobs: int | None = None,
     folder: str | Path | None = None,
     seed: int = 0,
@@ -132,6 +136,7 @@ def factorize(
         compare: find the errors of all solvers, not only that of the one in use.
         measured_costs: what a runtime was measured to take, for budgets of ``latency`` and ``file``, in networks of
             `chain_variants`.
+        classes: whether outputs `[N, C]` are class scores; False for embeddings and quantities.
         jobs: layers at once, in processes of their own (joblib; `joblib.parallel_config` chooses a cluster).
         folder: keeps factors; called again with the same arguments, they are read from there.
         seed: draws where factors start.
@@ -161,17 +166,24 @@ def factorize(
         return _built(ground, picks, factors, calibrating, samples, solver, refit, progress)
 
     target = outputs_of(ground.twin, held)
+    scores = classes and all(are_classes(one) and one.dim() == 2 for one in target)
+
+    def closeness(student: nn.Module) -> tuple[float, float | None]:
+        """The relative error of the outputs, and their agreement where they are class scores."""
+        outputs = outputs_of(student, held)
+        return relative_error(outputs, target), agreement_of(outputs, target, classes=True) if scores else None
+
     prices = priced(ground.twin, ground.rules, options, calibrating[0], measured_costs)
     limit, picks = None, {name: several[0] for name, several in options.items()}
     if budget is not None or tolerance is not None:
-        losses = prices.losses(ground.twin, solved, calibrating, seed=seed, progress=progress)
+        losses = prices.losses(ground.twin, solved, calibrating, classes=classes, seed=seed, progress=progress)
         if budget is not None:
             limit, picks = allocated(prices, losses, budget)
         else:
             assert tolerance is not None
-            picks = _cheapest(prices.front(losses), build, held, target, tolerance)
+            picks = _cheapest(prices.front(losses), build, closeness, tolerance)
     student, refitted = build(picks)
-    recalibrated = None if norms is None else _recalibrated(student, [*norms], calibrating, held, target)
+    recalibrated = None if norms is None else _recalibrated(student, [*norms], calibrating, closeness)
     if fold and isinstance(student, fx.GraphModule):
         graph.fold_batchnorm(student)
         note(student, folded=True)
@@ -188,7 +200,7 @@ def factorize(
         prices.dense,
         cost_after,
         None if limit is None else (limit.prices.cost, limit.most),
-        *_closeness(student, held, target),
+        *closeness(student),
         recalibrated,
     )
     return student, found
@@ -288,21 +300,12 @@ def _built(
     return student, refitted
 
 
-def _closeness(student: nn.Module, held: list[Batch], target: list[Tensor]) -> tuple[float, float | None]:
-    """The relative error of the outputs, and their agreement where they are class scores."""
-    outputs = outputs_of(student, held)
-    scores = all(are_classes(one) and one.dim() == 2 for one in target)
-    return relative_error(outputs, target), agreement_of(outputs, target, classes=True) if scores else None
-
-
-def _recalibrated(
-    student: nn.Module, norms: list[Batch], batches: list[Batch], held: list[Batch], target: list[Tensor]
-) -> bool:
+def _recalibrated(student: nn.Module, norms: list[Batch], batches: list[Batch], closeness: _Closeness) -> bool:
     """Set BatchNorm statistics anew, in place, if that brings the outputs closer; whether it did."""
-    (before, _), kept = _closeness(student, held, target), copy.deepcopy(student.state_dict())
+    (before, _), kept = closeness(student), copy.deepcopy(student.state_dict())
     reestimate(student, norms)
     calibrate(student, batches, progress=False)
-    if _closeness(student, held, target)[0] < before:
+    if closeness(student)[0] < before:
         return True
     student.load_state_dict(kept)
     return False
@@ -311,8 +314,7 @@ def _recalibrated(
 def _cheapest(
     front: Sequence[Picks],
     build: Callable[[Picks], tuple[nn.Module, dict[str, Refitted]]],
-    held: list[Batch],
-    target: list[Tensor],
+    closeness: _Closeness,
     tolerance: float,
 ) -> Picks:
     """The cheapest picks of a front, from cheap to dear, that lose no more than is tolerated; by bisection.
@@ -322,7 +324,7 @@ def _cheapest(
     """
 
     def lost(picks: Picks) -> float:
-        error, agreement = _closeness(build(picks)[0], held, target)
+        error, agreement = closeness(build(picks)[0])
         return error if agreement is None else 1 - agreement
 
     low, high = 0, len(front) - 1
