@@ -48,7 +48,7 @@ def listed(names: Sequence[str]) -> str:
 
 def counted(number: int, noun: str) -> str:
     """A number of things: ``1 sample``, ``2 samples``."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def a_little_below(value: float) -> str:
