@@ -524,7 +524,7 @@ def test_wrong_recipe(lowbit: Lowbit, tmp_path: Path, content: str, told: str) -
         ("net", "reference 'net' cannot be read, expected 'package.module:function' or 'path/to/file.py:function'"),
         ("nosuchmodule:build", "importing 'nosuchmodule' raised ModuleNotFoundError"),
         ("nosuch.py:build", "nosuch.py': No such file or directory; check the path"),
-        ("net.py:bild", "'net.py' has no 'bild'; choose from build, wrong, text, two"),
+        ("net.py:bild", "'net.py' has no 'bild'; did you mean 'build'? choose from build, wrong, text, two"),
         ("net.py:number", "'number' is int, expected a function; name one"),
         ("net.py:wrong", "model 'net.py:wrong': the function raised ValueError: two lines; correct it"),
         ("net.py:text", "the function returned str, expected an nn.Module; return the network"),
@@ -690,7 +690,10 @@ def test_missing_files(lowbit: Lowbit, tmp_path: Path) -> None:
             "reference 'net.py:no': 'net.py' has no 'no'; choose from",
         ),
         ({"kpi": {"minimun": 0.9}}, "pilot.yaml: kpi.minimun: unknown key; did you mean 'minimum'?"),
-        ({"model": "net.py:bild"}, "reference 'net.py:bild': 'net.py' has no 'bild'; choose from build"),
+        (
+            {"model": "net.py:bild"},
+            "reference 'net.py:bild': 'net.py' has no 'bild'; did you mean 'build'?",
+        ),
         ({"weights": "no.pt"}, "no.pt': No such file or directory"),
         ({"variants": [{"name": "w8", "weights": "itn8"}]}, "pilot.yaml: variants[0].weights: unknown format 'itn8'"),
         (
@@ -975,6 +978,7 @@ def test_watch_tells_drift_by_its_exit_status(lowbit: Lowbit, exported: Path, tm
     assert table[0].split() == ["tensor", "index", "at", "lowest", "was", "at", "highest", "was"]
     assert len(table) > 2
     assert max(map(len, table)) <= 80
+    assert "index: population stability index of a tensor's codes, alike near 0, other content above 0.2;" in result.out
     written = json.loads((tmp_path / "watch.json").read_text())
     assert (written["drifted"], written["samples"]) == (True, 50)
     assert next(one["kind"] for one in written["checks"] if one["alarm"]) == "input"

@@ -385,6 +385,7 @@ def test_resolve_refuses_a_module_that_hides_another(tmp_path: Path) -> None:
         ("raises.py:build", "importing 'raises.py' raised ValueError: two lines; "),
         ("leaves.py:build", "importing 'leaves.py' raised SystemExit: 3; "),
         ("good.py:absent", "'good.py' has no 'absent'; choose from build"),
+        ("good.py:bild", "'good.py' has no 'bild'; did you mean 'build'? choose from build"),
         ("empty.py:absent", "'empty.py' has no 'absent'; choose from no functions"),
         ("good.py:NUMBER", "'NUMBER' is int, expected a function"),
     ],

@@ -9,6 +9,7 @@ weights with safetensors or `weights_only=True`, arrays with `allow_pickle=False
 from __future__ import annotations
 
 import contextlib
+import difflib
 import errno
 import hashlib
 import importlib
@@ -347,13 +348,25 @@ def resolve(reference: str, folder: Path | None = None) -> Callable[..., object]
         ) from error
     function: object = getattr(module, name, None)
     if function is None:
-        known = ", ".join(key for key, value in vars(module).items() if callable(value) and not key.startswith("_"))
-        raise DataError(f"reference '{reference}': '{place}' has no '{name}'; choose from {known or 'no functions'}")
+        known = _functions(module)
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        some = ", ".join(known[:12]) + (f" and {len(known) - 12} more" if len(known) > 12 else "")
+        raise DataError(
+            f"reference '{reference}': '{place}' has no '{name}'; {hint}choose from {some or 'no functions'}"
+        )
     if not callable(function):
         raise DataError(
             f"reference '{reference}': '{name}' is {type(function).__name__}, expected a function; name one"
         )
     return function
+
+
+def _functions(module: types.ModuleType) -> list[str]:
+    """Names that can be called: functions of the module itself, then its classes; only without any what it imports."""
+    public = {key: value for key, value in vars(module).items() if callable(value) and not key.startswith("_")}
+    own = [key for key, value in public.items() if getattr(value, "__module__", None) == module.__name__]
+    return sorted(own or public, key=lambda key: isinstance(public[key], type))
 
 
 def _import_module(name: str, folder: Path) -> types.ModuleType:

@@ -265,7 +265,8 @@ def _told(error: ValidationError, model: type[BaseModel], data: object, where: s
             hint = f"did you mean {meant[0]!r}?" if meant else f"known keys are {here}"
             lines.append(f"{where}: {path_of(place)}: unknown key; {hint}")
             continue
-        got = "" if one["type"] == "missing" else f", got {_short(given)}"
+        told = one["type"] == "missing" or (isinstance(given, str) and repr(given) in message)
+        got = "" if told else f", got {_short(given)}"
         lines.append(f"{where}: {path_of(place)}: {message}{got}{beside}")
     return [*dict.fromkeys(lines)]
 

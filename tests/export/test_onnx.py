@@ -310,6 +310,15 @@ class Shared(nn.Module):
         return cast(Tensor, self.linear(x.mean(1)))
 
 
+class MeanOfSignal(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv1d(4, 6, 3, padding=1), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.head(torch.relu(self.conv(x)).mean(-1)))
+
+
 class Words(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -359,6 +368,7 @@ KINDS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
     "mean": (Mean(keepdim=False), (3, 6, 6)),
     "kept_mean": (Mean(keepdim=True), (3, 6, 6)),
     "sequence_mean": (MeanOfSequence(), (3, 6)),
+    "signal_mean": (MeanOfSignal(), (4, 12)),
     "moves": (
         seq(
             *(nn.ZeroPad2d(1), nn.Conv2d(3, 8, 3), nn.ReLU(), nn.PixelShuffle(2), nn.Conv2d(2, 4, 1), nn.Dropout()),
@@ -427,7 +437,9 @@ def test_a_shared_layer_is_stored_once_for_integers() -> None:
     assert {"conv", "conv#2", "linear", "linear#2"} <= {node.name for node in graph.node}
 
 
-@pytest.mark.parametrize(("name", "poolings"), [("poolings", 1), ("mean", 1), ("kept_mean", 1), ("sequence_mean", 0)])
+@pytest.mark.parametrize(
+    ("name", "poolings"), [("poolings", 1), ("mean", 1), ("kept_mean", 1), ("sequence_mean", 0), ("signal_mean", 1)]
+)
 def test_a_mean_over_an_image_is_a_pooling(name: str, poolings: int) -> None:
     found = operators(kind(name, "int4", "int8")[0])
     assert found["GlobalAveragePool"] == poolings

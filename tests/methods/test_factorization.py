@@ -178,6 +178,7 @@ def test_default_choices_can_be_read(name: str) -> None:
         ("1x", RecipeError, "choice '1x': a rate of 1 saves nothing; give more than 1, or a format alone"),
         ("1.0x int4", RecipeError, "choice '1.0x int4': a rate of 1.0 saves nothing"),
         ("0.5x", RecipeError, "a rate of 0.5 saves nothing"),
+        ("2z", RecipeError, "choice '2z': expected '2x', 'spatial 2x int4', 'rank 28' or a format"),
         ("2y int4", RecipeError, "choice '2y int4': expected '2x', 'spatial 2x int4', 'rank 28' or a format"),
         ("rank 2.5", RecipeError, "choice 'rank 2.5': expected"),
         ("tucker 2x", RecipeError, "choice 'tucker 2x': expected"),

@@ -103,6 +103,7 @@ def test_estimates_are_near_what_happened(finished: tuple[Plan, Run, Path]) -> N
     for planned, trial in zip(plan.trials, run.trials, strict=True):
         written = sum(path.stat().st_size for path in (folder / "variants" / trial.name).iterdir())
         assert planned.bytes == pytest.approx(written, rel=0.6)
+        assert planned.file == pytest.approx(trial.file_bytes, rel=0.35)
         assert abs(math.log10(planned.seconds / trial.seconds)) < 1.2
     assert plan.seconds >= sum(trial.seconds for trial in plan.trials)
 
@@ -113,6 +114,15 @@ def test_plan_of_a_finished_folder_keeps_everything(project: Path, finished: tup
     assert all(trial.kept and not trial.steps for trial in plan.trials)
     assert str(plan).count("kept, finished in the run folder") == 3
     assert [step.name for step in plan.last] == ["report"]
+
+
+def test_settings_are_told_as_a_pilot_file_has_them(project: Path, tmp_path: Path) -> None:
+    trained = {"name": "t", "weights": "e2m1", "activations": "int8", "distill": {"epochs": 1, "loss": "mse"}}
+    told = str(plan_file(rewrite(project, variants=[trained]), tmp_path / "run"))
+    assert "* e2m1/int8; level balanced; distill: {epochs: 1, loss: mse}" in told
+    assert "distill (1 epoch)" in told
+    assert "onnxruntime, 1 thread\n" in told
+    assert "file about" in told
 
 
 def test_changed_variants_run_again(project: Path, finished: tuple[Plan, Run, Path]) -> None:
@@ -140,7 +150,7 @@ def test_methods_have_steps_of_their_own(project: Path, tmp_path: Path) -> None:
     plan = plan_file(rewrite(project, variants=[{"name": "mixed", "search": search}, chains]), tmp_path / "run")
     steps = [[step.name for step in trial.steps] for trial in plan.trials]
     assert steps[1][:2] == ["time 2 choices", "search (2 epochs)"]
-    assert steps[2][:2] == ["time 2 choices", "factorize 1 layers"]
+    assert steps[2][:2] == ["time 2 choices", "factorize 1 layer"]
 
 
 def test_jobs_share_what_is_left(project: Path, tmp_path: Path) -> None:

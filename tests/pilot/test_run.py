@@ -30,7 +30,7 @@ from lowbit.pilot import examined
 from lowbit.pilot import run as pilot_run
 from lowbit.pilot import trial as pilot_trial
 from lowbit.pilot.record import Run, Trial, read
-from lowbit.pilot.run import run_pilot, tasks_of
+from lowbit.pilot.run import command_of, run_pilot, tasks_of
 from lowbit.pilot.spec import PilotSpec, load_spec
 from lowbit.pilot.task import Task
 from lowbit.report.page import render
@@ -549,3 +549,9 @@ def test_images_are_shifted_by_less_than_their_size(project: Path, variant: dict
     with pytest.raises(DataError, match=told):
         run_pilot(spec, model, calibration, test, folder, base=project, progress=False)
     assert not folder.exists()
+
+
+@pytest.mark.parametrize("language", [["--language", "ja"], ["--language=ja"], []])
+def test_the_language_of_the_page_is_no_part_of_the_command(language: list[str]) -> None:
+    given = ["/somewhere/lowbit", "pilot", *language, "my pilot.yaml", "--jobs", "2", *language]
+    assert command_of(given) == "lowbit pilot 'my pilot.yaml' --jobs 2"

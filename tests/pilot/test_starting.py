@@ -272,8 +272,20 @@ def test_a_model_that_ends_in_no_layer_is_told_so(here: Path) -> None:
     assert f"{ends}Squeezing ends in 'squeeze'" in comments(text)
 
 
+@pytest.mark.parametrize("count", [1, 20, 200])
+def test_few_samples_are_warned_of_whatever_the_metric(here: Path, count: int) -> None:
+    inputs = rows(count)
+    labels = torch.randn(count, 2, generator=torch.Generator().manual_seed(1)) if count > 1 else None
+    said = " ".join(start("nets.py:regression", given("d.npz", inputs, labels), here / "pilot.yaml"))
+    text = comments((here / "pilot.yaml").read_text())
+    for told in (said, text):
+        assert ("calibration samples are few: ranges of activations may cut off" in told) == (count == 20)
+        assert ("1 calibration sample is few" in told) == (count == 1)
+        assert ("20 test samples are few: every interval will be wide; give 100 or more." in told) == (count == 20)
+
+
 def test_a_model_worse_than_the_mean_is_warned_of(here: Path) -> None:
-    inputs = rows(60)
+    inputs = rows(200)
     with torch.no_grad():
         outputs = models.load("nets.py:regression")(inputs)
     said = start("nets.py:regression", given("d.npz", inputs, 5 - 9 * outputs), here / "pilot.yaml")

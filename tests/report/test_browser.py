@@ -61,12 +61,12 @@ VIEWS = [
 
 
 @pytest.mark.parametrize("opened", VIEWS, indirect=True)
-def test_axe_finds_nothing_serious_and_nothing_is_cut_off(opened: Any) -> None:
+def test_axe_finds_nothing_and_nothing_is_cut_off(opened: Any) -> None:
     for closed in opened.query_selector_all("details:not([open])"):
         closed.evaluate("element => element.open = true")
     found = axe.Axe().run(opened).response["violations"]
-    serious = {v["id"]: [n["target"] for n in v["nodes"]][:3] for v in found if v["impact"] in ("serious", "critical")}
-    assert serious == {}
+    some = {v["id"]: [n["target"] for n in v["nodes"]][:3] for v in found if v["impact"] != "minor"}
+    assert some == {}
     assert opened.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
 
 

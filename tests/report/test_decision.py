@@ -13,7 +13,19 @@ from pages import DISTILLATION, FAILED, FLOAT, HOSTILE_NAME, RUN, SEARCH, W2A8, 
 from scipy import stats
 
 from lowbit.pilot.power import needed_for_pairs, samples_needed
-from lowbit.pilot.record import CheckRow, Kpi, Limits, RepeatRow, Run, Score, Trial, Verdict
+from lowbit.pilot.record import (
+    CheckRow,
+    ComparedRow,
+    ErrorsRow,
+    Kpi,
+    Limits,
+    OutputRow,
+    RepeatRow,
+    Run,
+    Score,
+    Trial,
+    Verdict,
+)
 from lowbit.pilot.spec import load_spec
 from lowbit.pilot.statistics import Scoring
 from lowbit.report import changes, checklist, decision, requirements, risks, rollout
@@ -32,7 +44,7 @@ def run(*trials: Trial, **fields: Any) -> Run:
     [
         (
             RUN,
-            f"Go: take w4a8, the smallest of 2 variants that meet {ASKED}: 0.24 MB, 4.9× smaller than float.",
+            f"Go: take w4a8, the smallest of 2 variants that meet {ASKED}: 240 kB, 4.9× smaller than float.",
         ),
         (run(), "Nothing was measured: the run has no variant, and no float baseline that ran."),
         (run(FLOAT), f"Only the float model was measured: at 91.85 % it meets {ASKED}."),
@@ -67,24 +79,24 @@ def run(*trials: Trial, **fields: Any) -> Run:
             run(replace(FAILED, recipe=None), W2A8),
             f"No-go: the only variant, w2a8, misses {ASKED}, at 84.27 %.",
         ),
-        (run(W8A8, W2A8), f"Go: take w8a8, the only one of 2 variants that meets {ASKED}: 0.37 MB."),
+        (run(W8A8, W2A8), f"Go: take w8a8, the only one of 2 variants that meets {ASKED}: 372 kB."),
         (
             run(FLOAT, replace(W8A8, file_bytes=2_000_000)),
             f"Go: take w8a8, the only variant, which meets {ASKED}: 2.00 MB.",
         ),
         (
             run(FLOAT, W8A8, W4A8, FASTER, limits=Limits(latency=0.5)),
-            "Go: take faster, the fastest of 3 variants that meet all that was asked: 0.200 ms, 4.1× faster, 0.37 MB, "
+            "Go: take faster, the fastest of 3 variants that meet all that was asked: 0.200 ms, 4.1× faster, 372 kB, "
             "3.2× smaller than float.",
         ),
         (
             run(FLOAT, W8A8, W4A8, limits=Limits(bops=1e12)),
-            "Go: take w4a8, with the fewest BOPs of 2 variants that meet all that was asked: 0.24 MB, 4.9× smaller "
+            "Go: take w4a8, with the fewest BOPs of 2 variants that meet all that was asked: 240 kB, 4.9× smaller "
             "than float.",
         ),
         (
             run(FLOAT, W8A8, kpi=Kpi("accuracy", None, 0.01)),
-            "Go: take w8a8, the only variant, which meets accuracy at most 1.0 pp below float: 0.37 MB, 3.2× smaller "
+            "Go: take w8a8, the only variant, which meets accuracy at most 1.0 pp below float: 372 kB, 3.2× smaller "
             "than float.",
         ),
     ],
@@ -134,7 +146,7 @@ def test_every_requirement_is_told_with_its_figure_and_what_was_asked() -> None:
     assert told == [
         ("accuracy", "91.31 % (90.74 to 91.84)", "≥ 91.0 %", "open"),
         ("accuracy from float", "−0.54 pp (−0.81 to −0.27)", "≥ −1.0 pp", "met"),
-        ("file size", "0.24 MB", "≤ 0.25 MB", "met"),
+        ("file size", "240 kB", "≤ 250 kB", "met"),
         ("BOPs", "3.61 G", "≤ 3.00 G", "missed"),
         ("latency", "0.410 ms (0.380 to 0.450)", "≤ 0.400 ms", "open"),
     ]
@@ -195,7 +207,7 @@ def test_an_open_latency_is_no_question_of_samples() -> None:
     )
     assert decision.remark(run(FLOAT, SLOW, W2A8)).startswith("All 2 variants: 1 not settled and 1 no-go.")
     (told,) = rollout.instead(found)
-    assert told.startswith("w4a8: measure again on a quiet machine (delete latency.json")
+    assert told.startswith("w4a8: for latency ≤ 0.400 ms: measure again on a quiet machine (delete latency.json")
     page = Outline(render(found)).text
     assert "not settled a cost lies across its limit" in page  # in the glossary
     assert "it lies on both sides of what was asked" in page.lower()
@@ -219,7 +231,7 @@ def test_seeds_on_both_sides_of_a_cost_are_told_with_their_span(what: Any, value
     seeded = replace(OPEN, checks=(check,), repeats=(RepeatRow(1, OPEN.score, OPEN.difference, 31_000),))
     (one,) = requirements.of_trial(seeded, RUN)
     assert told in one.needs
-    assert ("(0.030 to 0.031 MB)" if what == "size" else "(29.9 to 31.0 K)") in one.figure
+    assert ("(29.9 to 31.0 kB)" if what == "size" else "(29.9 to 31.0 K)") in one.figure
     assert requirements.needed(check, seeded, RUN) is None
 
 
@@ -249,7 +261,7 @@ def test_every_seed_has_a_row() -> None:
     assert "4 個中 3 個が学習に成功" in japanese
     assert " trained" not in japanese
     assert (
-        "Seed Accuracy From float File BOPs 0 91.62 % (91.07 to 92.17) −0.23 pp (−0.44 to −0.01) 0.24 MB – 1 91.10 %"
+        "Seed Accuracy From float File BOPs 0 91.62 % (91.07 to 92.17) −0.23 pp (−0.44 to −0.01) 240 kB – 1 91.10 %"
         in text
     )
     assert "3 no memory <b>" in text
@@ -266,7 +278,7 @@ def test_what_changed_is_told_with_its_reason() -> None:
         "5 layers of 6 have int4 weights and int8 activations": "the recipe asks for it",
         "1 layer stayed float": "the first layer is left in float by the recipe",
         "weights and ranges were trained": "to return what the float model returns, without labels",
-        "the file has 0.24 MB, from 1.18 MB": "low-bit weights are stored packed, with their scales; biases stay wide",
+        "the file has 240 kB, from 1.18 MB": "low-bit weights are stored packed, with their scales; biases stay wide",
         "a batch of 1 takes 0.387 ms, from 0.812 ms": "integer kernels ran: QLinearConv and QGemm",
     }
     assert changes.of_trial(FLOAT, RUN) == changes.of_trial(FAILED, RUN) == []
@@ -345,3 +357,44 @@ def test_lines_ask_for_formats_that_the_target_has(formats: list[str] | None, tm
         assert lines == {}
     widening = run(FLOAT, pilot={"runtime": {"formats": ["int8"], "widen": True}})
     assert all(one.line for one in checklist.methods(widening))
+
+
+def test_a_path_that_lost_is_not_advised_and_says_so() -> None:
+    def compared(what: str, rmse: float) -> ComparedRow:
+        errors = ErrorsRow(100, rmse, rmse, rmse, rmse, 200, 0.0, None)
+        return ComparedRow(what, errors, errors)
+
+    def with_path(name: str, rmse: float) -> Trial:
+        rows = (compared("direct", 1.0), compared("variant", rmse))
+        row = OutputRow("snake5", "snake5: all of it 1.12 times", None, None, (), "labels", rows, {})
+        return replace(W8A8, name=name, verdict="misses", output=row)
+
+    lost, won = with_path("curve", 4.6), with_path("fold", 0.5)
+    method = fits(run(FLOAT, lost, kpi=Kpi("r2", 0.9)))["Numbers as points on a path"]
+    assert (method.fit, method.used) == ("no", ("curve",))
+    assert "curve (snake5) made it 4.6× larger by robust SD and 4.6× larger by RMSE" in method.why
+    assert fits(run(FLOAT, lost, won, kpi=Kpi("r2", 0.9)))["Numbers as points on a path"].fit == "fits"
+    told = dict(changes.of_trial(lost, RUN))["the output is a point on the path snake5"]
+    assert told.startswith("expected before training: snake5")
+    assert told.endswith("measured, it lost to a direct output")
+    page = Outline(render(run(FLOAT, lost, kpi=Kpi("r2", 0.9)))).text
+    assert "snake5 lost: against a direct 8-bit output, all of the error became 4.6× larger" in page
+    assert "curve (no-go)" in page  # among what was tried
+
+
+def test_training_that_lost_is_not_advised() -> None:
+    loss = Score(-0.02, -0.03, -0.01, 10_000)
+    worse = replace(W4A8, distillation=replace(DISTILLATION, gain=loss))
+    method = fits(run(FLOAT, worse))["Distillation"]
+    assert (method.fit, method.why[:32]) == ("no", "It was tried here and lost: trai")
+
+
+def test_ternary_weights_are_among_those_of_few_bits() -> None:
+    ternary = replace(W2A8, name="ternary", layers=tuple(replace(r, weights="ternary") for r in W2A8.layers))
+    assert fits(run(FLOAT, ternary))["Weights of 4 bits and fewer"].used == ("ternary",)
+
+
+def test_a_last_layer_is_said_to_read_the_features_that_it_reads() -> None:
+    (*layers, head) = FLOAT.layers
+    small = replace(FLOAT, layers=(*layers, replace(head, shape=(10, 40))))
+    assert fits(run(small, W8A8))["Features as bits"].why.startswith("Layer head reads 40 features: bits save little")

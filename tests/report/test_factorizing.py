@@ -48,7 +48,7 @@ PUBLISHED = replace(CP, output_after=None)
 def test_way() -> None:
     assert factorizing.way(ROW) == (
         "3 of 4 layers became chains of small ones, with factors found by descent in the integers. The network has "
-        "66.67 % of the BOPs (6.40 M) and 60.00 % of the bytes (0.0018 MB) of the same network with all layers dense "
+        "66.67 % of the BOPs (6.40 M) and 60.00 % of the bytes (1.80 kB) of the same network with all layers dense "
         "in the recipe's formats. It predicts the same as the float model for 90.00 % of held-out inputs."
     )
     one = replace(ROW, layers=ROW.layers[:1], solver="published", agreement=None)

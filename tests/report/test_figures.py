@@ -28,10 +28,19 @@ def test_significant(value: float, expected: str) -> None:
 
 @pytest.mark.parametrize(
     ("count", "expected"),
-    [(239_000, "0.24 MB"), (99_900, "0.10 MB"), (4_321, "0.0043 MB"), (1_234_567_890, "1,234.57 MB"), (0, "0 MB")],
+    [(239_000, "239 kB"), (99_960, "100 kB"), (999_600, "1.00 MB"), (1_234_567_890, "1.23 GB"), (999, "999 bytes")],
 )
-def test_size_is_in_megabytes_of_a_million_bytes(count: int, expected: str) -> None:
+def test_size_is_in_powers_of_1000_bytes(count: int, expected: str) -> None:
     assert figures.size(count) == expected
+
+
+def test_a_figure_and_its_limit_have_digits_enough_to_differ() -> None:
+    assert figures.apart(103_056, 100_000, figures.size) == ("103 kB", "100 kB")
+    assert figures.apart(100_040, 100_000, figures.size) == ("100.04 kB", "100.00 kB")
+    assert figures.apart(100_000, 100_000, figures.size) == ("100 kB", "100 kB")
+    metric = Metric("accuracy", share=True, decimals=2)
+    assert metric.apart(0.96, 0.95996, 0.94, 0.97).value(0.95996) == "95.996 %"
+    assert metric.apart(0.96, 0.96, 0.94, 0.97) == metric
 
 
 @pytest.mark.parametrize(
@@ -68,6 +77,7 @@ def test_seconds(value: float, expected: str) -> None:
         ("accuracy", "Accuracy"),
         ("mAP at 50", "mAP at 50"),
         ("r2", "R2"),
+        ("R²", "R²"),
         ("m.py:mae by size", "m.py:mae by size"),
         ("", ""),
     ],

@@ -9,7 +9,7 @@ import pytest
 from pages import FLOAT as FLOAT_TRIAL
 from pages import RUN, W8A8
 
-from lowbit.pilot.record import ComparedRow, EpochRow, ErrorsRow, OutputRow
+from lowbit.pilot.record import CandidatePathRow, ComparedRow, EpochRow, ErrorsRow, OutputRow
 from lowbit.report import figures, outputs
 from lowbit.report.page import render
 
@@ -55,6 +55,24 @@ REFUSED = replace(ROW, path="", reason="the direct output stays: noise", compare
 
 def with_errors(what: str, error: ErrorsRow, row: OutputRow = ROW) -> OutputRow:
     return replace(row, compared=tuple(replace(c, errors=error) if c.what == what else c for c in row.compared))
+
+
+def test_of_many_paths_the_one_taken_and_the_best_are_shown_first() -> None:
+    def candidate(rows: int, why_not: str) -> CandidatePathRow:
+        return CandidatePathRow(f"snake{rows}", 1.0 + rows, 1 / rows, 1.0 * rows, 1 + rows / 100, why_not)
+
+    many = replace(ROW, candidates=tuple(candidate(rows, "too near" if rows > 6 else "") for rows in range(2, 41)))
+    assert [one.path for one in outputs.few_candidates(many)] == [f"snake{rows}" for rows in range(2, 7)]
+    few = replace(many, candidates=many.candidates[:3])
+    assert outputs.few_candidates(few) == [*few.candidates]
+
+
+@pytest.mark.parametrize(("rmse", "robust", "told"), [(0.2, 0.1, "better"), (0.5, 0.6, "worse"), (0.5, 0.1, "alike")])
+def test_a_path_wins_or_loses_by_both_figures(rmse: float, robust: float, told: str) -> None:
+    row = with_errors("variant", errors(rmse, robust))
+    assert outputs.beside_direct(row) == told
+    assert (" lost: against" in outputs.bought(row)) == (told == "worse")
+    assert outputs.beside_direct(REFUSED) == "alike"
 
 
 # Sentences

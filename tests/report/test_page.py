@@ -28,7 +28,7 @@ from pages import (
     point,
 )
 
-from lowbit.pilot.record import Kpi, Score
+from lowbit.pilot.record import Kpi, ObstacleRow, Score, VerificationRow
 from lowbit.report.page import render
 
 
@@ -48,7 +48,7 @@ def outline(html: str) -> Outline:
         "91.62 % 91.07 to 92.17",  # metric with its interval
         "−0.23 pp −0.44 to −0.01",  # paired difference
         "94.00 % 93.50 to 94.50",  # agreement
-        "0.24 MB 4.9×",
+        "240 kB 4.9×",
         "3.61 G 21.4×",  # BOPs
         "0.387 ms 2.1×",
         "Latency onnxruntime, batch 32, 1 thread",
@@ -97,7 +97,7 @@ def test_page_shows(outline: Outline, shown: str) -> None:
     [
         "chains go factorized, descent distilled, ewgs",  # in the overview
         "2 of 3 layers became chains of small ones, with factors found by descent in the integers.",
-        "The network has 50.00 % of the BOPs (640 M) and 60.00 % of the bytes (0.090 MB) of the same network",
+        "The network has 50.00 % of the BOPs (640 M) and 60.00 % of the bytes (90.0 kB) of the same network",
         "It predicts the same as the float model for 93.00 % of held-out inputs. It spends 80.00 % of the budget",
         "New BatchNorm statistics brought the outputs closer, and were kept. All of this is before training.",
         f"head : it is small {' '.join(HOSTILE.split())}",
@@ -125,6 +125,35 @@ def test_a_variant_without_obstacles_says_so() -> None:
     assert said in Outline(render(replace(RUN, trials=(FLOAT, clean)))).text
     assert said not in Outline(render(replace(RUN, trials=(FLOAT, W4A8)))).text
     assert "not faster" not in Outline(render(replace(RUN, trials=(FLOAT,)))).text
+
+
+def test_operations_that_compute_in_float_between_layers_are_named() -> None:
+    assert W8A8.verification
+    left = ObstacleRow(("mean",), "conversions left: 1 QuantizeLinear", "write another", ("ReduceMean",))
+    check = replace(W8A8.verification, stayed_float=(), obstacles=(left, replace(left, where=("relu",))))
+    mixed = replace(W8A8, verification=check)
+    assert (
+        "No layer stayed float, but ReduceMean computes in float between integer layers."
+        in Outline(render(replace(RUN, trials=(FLOAT, mixed)))).text
+    )
+
+
+def test_the_float_model_is_told_as_what_it_is() -> None:
+    check = VerificationRow("onnxruntime", 100, 1.0, 1.0, 0, {"Conv": 5, "Gemm": 1}, ())
+    layers = tuple(replace(row, reason="the recipe leaves it float") for row in FLOAT.layers)
+    alone = replace(FLOAT, verification=check, layers=layers, parameters=FLOAT.parameters + 958)
+    told = Outline(render(replace(RUN, trials=(alone,)))).text
+    assert "The exported file in onnxruntime beside the model in PyTorch, on 100 real samples." in told
+    assert "It is the float model: all of it computes in float." in told
+    assert "the variant's other 958 are biases, norms and the like" in told
+    for wrong in ("No layer stayed float", "the recipe leaves it float", "beside the fake-quantized"):
+        assert wrong not in told
+
+
+def test_a_limit_that_was_computed_is_rounded() -> None:
+    scored = replace(FLOAT, score=Score(2 / 3, 0.6, 0.7, 3))
+    asked = replace(RUN, kpi=Kpi("accuracy", None, 0.02), trials=(scored, W8A8))
+    assert "the least that is asked, 64.67 %." in Outline(render(asked)).text.replace("\N{NO-BREAK SPACE}", " ")
 
 
 def test_a_distilled_variant_has_curves_with_text_alternatives(outline: Outline) -> None:
@@ -226,7 +255,7 @@ def test_every_layer_of_every_variant_has_a_row(outline: Outline) -> None:
 
 def test_a_metric_that_is_no_share_is_a_plain_number() -> None:
     outline = Outline(render(replace(RUN, kpi=Kpi("r2", 0.905))))
-    assert "the smallest of 2 variants that meet r2 ≥ 0.905" in outline.text
+    assert "the smallest of 2 variants that meet R² ≥ 0.905" in outline.text
     assert "−0.0023 −0.0044 to −0.0001" in outline.text
     assert " pp" not in outline.text.partition("Glossary")[0]
 

@@ -288,6 +288,11 @@ RUNS: dict[str, tuple[Run, str, risks.Severity]] = {
         "the test data has 200 samples",
         "medium",
     ),
+    "few calibrated": (
+        replace(AROUND, provenance=replace(AROUND.provenance, samples={"calibration": 8})),
+        "the calibration data has 8 samples",
+        "medium",
+    ),
     "same data": (replace(AROUND, pilot=SAME), "come from the same source", "high"),
     "trained on test data": (
         replace(AROUND, pilot=TAUGHT, trials=(FLOAT, replace(CLEAN, distillation=DISTILLATION))),

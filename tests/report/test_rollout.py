@@ -214,7 +214,7 @@ def test_without_a_variant_that_goes_it_tells_what_to_do_instead() -> None:
     found = run(FLOAT, open_one, W2A8)
     assert rollout.stages(found) == []
     number = needed_for_agreement(1 - score.value, 0.09)
-    assert rollout.instead(found)[0] == f"w3a8: about {number:,} test samples in all would decide."
+    assert rollout.instead(found)[0].endswith(f": about {number:,} test samples in all would decide.")
     assert "variants are trained and measured anew" in rollout.instead(found)[1]
     assert rollout.instead(run(FLOAT, W2A8, FAILED)) == [
         "Keep the float model, and see below which methods were not tried here."

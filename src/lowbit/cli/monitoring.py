@@ -76,6 +76,10 @@ def _show(found: Watched) -> None:
             table.add_row(check.where, *row)
     if table.row_count:
         Console().print(table)
+        typer.echo(
+            f"index: population stability index of a tensor's codes, alike near 0, other content above "
+            f"{_limit(found):g}; at lowest, at highest: the share of its numbers at that end of the range, and before"
+        )
     for check in found.checks:
         if check.kind not in ("codes", "clipping") and not check.alarm:
             typer.echo(check.told)
@@ -88,6 +92,10 @@ def _show(found: Watched) -> None:
             typer.echo(f"{kind}: and {len(alarms) - _SHOWN} more")
         typer.echo(f"  {alarms[0].remedy}")
     typer.echo(str(found))
+
+
+def _limit(found: Watched) -> float:
+    return next(check.limit for check in found.checks if check.kind == "codes")
 
 
 def _hint(file: Path) -> None:

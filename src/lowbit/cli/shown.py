@@ -5,6 +5,7 @@ Figures of the metric have the digits that the page gives them, so that two that
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -100,7 +101,9 @@ def _show_problems(trial: Trial, metric: Metric) -> None:
 def told(check: CheckRow, metric: Metric) -> str:
     """A figure with its interval, if it has one, and its limit: ``30.04 kB, at most 30 kB is asked``."""
     from lowbit.pilot.record import Score
+    from lowbit.report import figures
 
+    metric = metric.apart(check.limit, check.value, check.low, check.high)
     interval = Score(check.value, check.low, check.high, 0)
     match check.what:
         case "seeds":
@@ -111,24 +114,16 @@ def told(check: CheckRow, metric: Metric) -> str:
             value, span = metric.change(check.value), metric.change_interval(interval)
             limit = metric.loss(check.limit)
         case _:
-            value, limit = _apart(check.value, check.limit, check.what)
-            span = f"{_amount(check.low, check.what, 3)} to {_amount(check.high, check.what, 3)}"
+            amount = partial(_amount, check.what)
+            value, limit = figures.apart(check.value, check.limit, amount)
+            span = f"{amount(check.low, 3)} to {amount(check.high, 3)}"
     between = f" ({span})" if check.low < check.high else ""
     of_metric = check.what in ("minimum", "tolerance") and not metric.smaller_is_better
     wanted = "at least" if of_metric else "at most"
     return _plain(f"{value}{between}, {wanted} {limit} is asked")
 
 
-def _apart(value: float, limit: float, what: str) -> tuple[str, str]:
-    """Two amounts with as many digits as it takes to tell them apart."""
-    for digits in range(3, 16):
-        first, second = _amount(value, what, digits), _amount(limit, what, digits)
-        if first != second or value == limit:
-            break
-    return first, second
-
-
-def _amount(value: float, what: str, digits: int) -> str:
+def _amount(what: str, value: float, digits: int) -> str:
     """Bytes, BOPs or milliseconds with a unit of three digits before the point at most, and no zeros at the end."""
     from lowbit.report.figures import significant
 

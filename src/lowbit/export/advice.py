@@ -25,6 +25,10 @@ LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "MatMulNBits")
 # batch 32 a Gemm gains from 9 k on. OpenVINO 2026.4: 37 k 1.07 and 1.00, 66 k 1.18, 262 k 1.62; Conv 590 k 1.19
 SMALL = 50_000
 _MOVES = {"MaxPool", "Slice", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "DepthToSpace"}  # any numbers
+_MEAN = (
+    "ReduceMean has no integer kernel, a mean over the last axes of a signal or an image has (GlobalAveragePool): "
+    "write nn.AdaptiveAvgPool1d(1) or nn.AdaptiveAvgPool2d(1), or leave the layers beside it float"
+)
 _GOES = "goes as soon as"
 _LEAVE = "leave it float (weights=null and activations=null in its rule) and measure: conversions around it cost time"
 _BLOCK_OPTIONS = "weights=int4 and granularity=group:32 in its rule, exported with block_kernels"
@@ -32,11 +36,15 @@ _BLOCK_OPTIONS = "weights=int4 and granularity=group:32 in its rule, exported wi
 
 @dataclass(frozen=True)
 class Obstacle:
-    """What keeps a file from being faster, and a remedy; `where` is layers or tensors, or empty for the whole file."""
+    """What keeps a file from being faster, and a remedy; `where` is layers or tensors, or empty for the whole file.
+
+    `operations` are those without weights that compute in float between integer layers, where they are the reason.
+    """
 
     where: tuple[str, ...]
     what: str
     remedy: str
+    operations: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         shown = ", ".join(self.where[:4]) + (f" and {len(self.where) - 4} more" if len(self.where) > 4 else "")
@@ -195,10 +203,10 @@ def obstacles(
         *_without_gain(integer, model.graph, _shapes(model)),
         *(_no_dot_products(processor) if integer else ()),
     ]
-    together: dict[tuple[str, str], list[str]] = {}
+    together: dict[tuple[str, str, tuple[str, ...]], list[str]] = {}
     for one in found:
-        together.setdefault((one.what, one.remedy), []).extend(one.where)
-    return tuple(Obstacle(tuple(where), what, remedy) for (what, remedy), where in together.items())
+        together.setdefault((one.what, one.remedy, one.operations), []).extend(one.where)
+    return tuple(Obstacle(tuple(where), *what) for what, where in together.items())
 
 
 def _conversions(wiring: Wiring, session: Session, floats: Mapping[str, Obstacle]) -> Iterator[Obstacle]:
@@ -212,37 +220,45 @@ def _conversions(wiring: Wiring, session: Session, floats: Mapping[str, Obstacle
     kernels = session.kernels()
     for place, kinds in at.items():
         left = ", ".join(f"{number} {kind}" for kind, number in Counter(kinds).items())
+        operations: tuple[str, ...] = ()
         if place in floats:
             remedy = f"{_GOES} layer {place!r} runs on integers"
         elif set(kinds) == {"Clip"}:
             remedy = "activations=int8 needs no Clip, unless a clamp such as ReLU6 ends inside its range"
         else:
-            remedy = _what_needs_floats(place, wiring, session, kernels, floats)
-        yield Obstacle((place,) if place else (), f"conversions left: {left}", remedy)
+            remedy, operations = _what_needs_floats(place, wiring, session, kernels, floats)
+        yield Obstacle((place,) if place else (), f"conversions left: {left}", remedy, operations)
 
 
 def _what_needs_floats(
     place: str, wiring: Wiring, session: Session, kernels: Mapping[str, str], floats: Mapping[str, Obstacle]
-) -> str:
-    """What to change for the float numbers beside a quantizer to go."""
-    operations: list[str] = []
+) -> tuple[str, tuple[str, ...]]:
+    """What to change for the float numbers beside a quantizer to go, and the operations that compute with them."""
+    found: list[str] = []
     for node in wiring.neighbors(place):
         if node.name in floats:
-            return f"{_GOES} layer {node.name!r} runs on integers"
+            return f"{_GOES} layer {node.name!r} runs on integers", ()
         if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
-            return "give all layers that read this tensor the same activations"
+            return "give all layers that read this tensor the same activations", ()
         maker = wiring.made.get(node.input[0])
         if node.op_type == "Add" and maker is not None and kernels.get(maker.name) == "MatMulIntegerToFloat":
             return (
-                f"flatten the input of {maker.name!r} to two dimensions: with more, its integer kernel returns floats"
+                f"flatten the input of {maker.name!r} to two dimensions: with more, its integer kernel returns floats",
+                (),
             )
         kernel = kernels.get(node.name) or kernels.get(node.output[0], "")
         if node.op_type not in _MOVES and not session.is_integer(kernel):
-            operations.append(node.op_type)
+            found.append(node.op_type)
+    operations = tuple(dict.fromkeys(found))
     if not operations:
-        return "nothing in a recipe: the runtime wants its numbers arranged in another way here"
-    named = " and ".join(dict.fromkeys(operations))
-    return f"use an operation with an integer kernel in the place of {named}, or leave the layers beside it float"
+        return "nothing in a recipe: the runtime wants its numbers arranged in another way here", ()
+    if operations == ("ReduceMean",):
+        return _MEAN, operations
+    named = " and ".join(operations)
+    return (
+        f"use an operation with an integer kernel in the place of {named}, or leave the layers beside it float",
+        operations,
+    )
 
 
 def _without_gain(names: Iterable[str], graph: onnx.GraphProto, shapes: Mapping[str, list[int]]) -> Iterator[Obstacle]:

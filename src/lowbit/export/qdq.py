@@ -11,7 +11,7 @@ What runtimes need to run on integers, all of it measured with ONNX Runtime 1.31
   Runtime would do so at every call, or make a MatMul a MatMulNBits, which rounds its input to int8 by itself.
 - Biases are int32 with scale input x weight; kernels ignore the stored scale, so it must be exactly that product.
 - Operations that only move numbers get the same Q/DQ pair again behind them, so that they move integers.
-- A mean over the image is a GlobalAveragePool: there is an integer kernel for the one and none for the other.
+- A mean over an image or a signal is a GlobalAveragePool: there is an integer kernel for that and none for a mean.
 - With `block_kernels`, linear layers with float inputs and weights of at most 4 bits a group are MatMulNBits nodes of
   ONNX Runtime's own domain instead, which say themselves what they round: nothing (accuracy level 1) or each block of
   the input to int8 (4).
@@ -367,7 +367,7 @@ class _Rewrite:
         if node.domain == DOMAIN:
             self.replace_mark(node)
             return
-        if node.op_type == "ReduceMean" and rank == 4 and self.over_image(node):
+        if node.op_type == "ReduceMean" and self.over_positions(node, rank):
             self.pool(node)
             return
         self.finish_layer(node)
@@ -462,9 +462,16 @@ class _Rewrite:
         zero = self.constant(f"{relu.output[0]}.zero", np.float32(0))
         return helper.make_node("Max", [relu.input[0], zero], relu.output, name=relu.name)
 
-    def over_image(self, node: onnx.NodeProto) -> bool:
+    def over_positions(self, node: onnx.NodeProto, rank: int) -> bool:
+        """Whether a mean is over all positions of an image `[n, c, h, w]` or of a signal `[n, c, length]`.
+
+        One that keeps the last of three axes is the mean of a norm over `[n, tokens, features]`, which runtimes fuse.
+        """
         axes = self.initializers.get(node.input[1]) if len(node.input) > 1 else None
-        return axes is not None and sorted(numpy_helper.to_array(axes).tolist()) in ([2, 3], [-2, -1])
+        wanted = {3: ([2], [-1]), 4: ([2, 3], [-2, -1])}.get(rank, ())
+        kept = all(a.i for a in node.attribute if a.name == "keepdims")
+        found = axes is not None and sorted(numpy_helper.to_array(axes).tolist()) in wanted
+        return found and not (rank == 3 and kept)
 
     def pool(self, mean: onnx.NodeProto) -> None:
         """GlobalAveragePool, and Flatten where the mean drops the axes it is over."""

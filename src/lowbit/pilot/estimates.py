@@ -19,7 +19,9 @@ from torch import Tensor, nn
 from lowbit.batches import Batch, bytes_of, call, output_tensor
 from lowbit.costs import cost
 from lowbit.errors import LowbitError
+from lowbit.formats import Format, parse
 from lowbit.layers import weighted_layers
+from lowbit.methods.curves.paths import DeepSnake
 from lowbit.methods.discrimination.linear import LIMIT
 from lowbit.pilot.costing import choices_of
 from lowbit.pilot.examined import VERIFIED
@@ -33,6 +35,7 @@ from lowbit.pilot.sections.search import SearchSpec
 from lowbit.pilot.sections.training import DistillSpec
 from lowbit.pilot.spec import PilotSpec
 from lowbit.pilot.task import Samples, Task
+from lowbit.pilot.wording import counted, scalar
 from lowbit.post_training.levels import TUNING_STEPS, Level
 from lowbit.recipe import Recipe
 
@@ -56,7 +59,8 @@ _TIMED, _TIMED_LAYER = 1.3, 0.15  # what measuring a choice takes: exports, and 
 _RESAMPLED = 4e-8  # seconds a sample and resample of a bootstrap
 _BOOTSTRAP = 1000  # resamples of a score and of a difference
 _REPORT, _REPORT_VARIANT = 1.0, 0.2  # seconds
-_FILE_LAYER, _RECORD_LAYER = 2500, 3000  # bytes
+_FILE_LAYER, _RECORD, _RECORD_LAYER = 2500, 4000, 1500  # bytes
+_TABLE, _RECORD_PATH = 2 * 256**2, 55_000  # bytes: what reads two channels as a point on a path, and its drawing
 _PROCESS = 600e6  # bytes of Python with torch, ONNX and a runtime
 _EVEN = 500  # samples that sensitivities of a search look at
 
@@ -81,8 +85,8 @@ class Ground:
         return (
             f"Estimated, not measured: a batch of {size} takes {forward * 1e3:.3g} ms in the float model and "
             f"{student * 1e3:.3g} ms in a student in torch on this machine just now; passes, epochs and steps are "
-            f"counted ({len(calibration)} calibration samples), and factors measured elsewhere fill the rest. On "
-            f"a quiet machine expect it to be within a factor of 3.{busy}"
+            f"counted ({counted(len(calibration), 'calibration sample')}), and factors measured elsewhere fill the "
+            f"rest. On a quiet machine expect it to be within a factor of 3.{busy}"
         )
 
     def passes(self, data: Samples, samples: int | None = None, *, student: bool = True) -> float:
@@ -93,7 +97,8 @@ class Ground:
     def trial(self, task: Task, *, kept: bool, first: bool) -> TrialPlan:
         """The plan of one trial; the `first` of a process imports what exports need."""
         steps = () if kept else tuple(self._steps(task, first))
-        return TrialPlan(task.name, _settings(task), steps, kept, self._bytes(task))
+        file, beside = self._bytes(task)
+        return TrialPlan(task.name, _settings(task), steps, kept, file, file + beside)
 
     def _steps(self, task: Task, first: bool) -> Iterator[Step]:
         layers, test = len(weighted_layers(self.model)), self.data[2]
@@ -108,7 +113,7 @@ class Ground:
             yield from self._post_training(task)
         if task.distill:
             rate = self._training(task.distill, len(self.data[1]), task.distill.batch_size or 128)
-            yield Step(f"distill ({task.distill.epochs} epochs)", rate + scored + self.watch.quantizing)
+            yield Step(f"distill ({counted(task.distill.epochs, 'epoch')})", rate + scored + self.watch.quantizing)
         yield Step("export", _EXPORT + _EXPORT_LAYER * layers + (_FIRST if first else 0.0))
         drawn = self.passes(test, min(VERIFIED, len(test)), student=task.recipe is not None)
         yield Step("verify", _VERIFY + _VERIFY_LAYER * layers + _VERIFY_PASSES * drawn)
@@ -145,18 +150,19 @@ class Ground:
         one = _TIMED * (_EXPORT + _EXPORT_LAYER * len(layers)) + _TIMED_LAYER * len(layers)
         calls = 2 * REPEATS * self.watch.seconds(task.batch) * _RUNTIME
         yield Step(
-            f"time {len(choices.recipes)} choices", len(choices.recipes) * (one + calls + self.passes(self.data[0]))
+            f"time {counted(len(choices.recipes), 'choice')}",
+            len(choices.recipes) * (one + calls + self.passes(self.data[0])),
         )
         if task.factorize:
             chained = len({name for recipe in choices.recipes.values() for name in _chained(recipe, layers)})
             each = _FACTORS + (_COMPARED if task.factorize.compare else 0.0)
-            yield Step(f"factorize {chained} layers", each * chained + 20 * self.passes(self.data[0]))
+            yield Step(f"factorize {counted(chained, 'layer')}", each * chained + 20 * self.passes(self.data[0]))
             return
         assert task.search is not None
         train = self.data[1]
         tried = len(choices.layers) * len(choices.recipes) * self.passes(train, min(_EVEN, len(train)))
         yield Step(
-            f"search ({task.search.epochs} epochs)",
+            f"search ({counted(task.search.epochs, 'epoch')})",
             tried + self._training(task.search, len(train), task.search.batch_size or 64),
         )
 
@@ -186,7 +192,8 @@ class Ground:
         timing = () if nothing_new else (Step("time all in turn", calls * trials),)
         return (*timing, Step("report", _REPORT + _REPORT_VARIANT * trials))
 
-    def _bytes(self, task: Task) -> float:
+    def _bytes(self, task: Task) -> tuple[float, float]:
+        """Bytes of a task's ONNX file, and of all that lies beside it in its folder."""
         test = self.data[2]
         with torch.no_grad():
             output = output_tensor(call(self.model, next(iter(test.batches(2)))))
@@ -194,9 +201,13 @@ class Ground:
         costs = cost(student, next(iter(test.batches(2))))
         # BatchNorms are folded, so a bias a channel is left of what is no weight
         rest = 4 * (costs.parameters - sum(layer.parameters for layer in costs.layers))
-        weights = 4 * costs.parameters if task.output else 0
-        records = (_FILE_LAYER + _RECORD_LAYER) * len(costs.layers)
-        return float(costs.weight_bytes + rest + weights + records + 4 * len(test) * output[0].numel())
+        file = float(costs.weight_bytes + rest + _FILE_LAYER * len(costs.layers))
+        beside = float(_RECORD + _RECORD_LAYER * len(costs.layers) + 4 * len(test) * output[0].numel())
+        if task.output and not task.output.path.startswith("fold"):  # learned: its weights are kept too
+            in_a_plane = not isinstance(task.output.curve, DeepSnake)
+            file += _TABLE if in_a_plane and task.output.decoder != "arithmetic" else 0
+            beside += _RECORD_PATH + 4 * costs.parameters
+        return file, beside
 
     def _made(self, task: Task) -> nn.Module:
         """A network with weights as large as those of the student that the task makes, at most."""
@@ -234,7 +245,7 @@ def _settings(task: Task) -> str:
     """What a task was asked for, in words."""
     if task.recipe is None:
         return "the model as it is, in the runtime; all others are compared with it"
-    rules = [f"{r.match} {r.weights or 'float32'}/{r.activations or 'float32'}" for r in task.recipe.rules]
+    rules = [f"{r.match} {_format(r.weights)}/{_format(r.activations)}" for r in task.recipe.rules]
     told = [", ".join(rules) or "formats are searched"]
     if not task.factorize:
         told.append(f"level {task.level}")
@@ -242,8 +253,15 @@ def _settings(task: Task) -> str:
         section = getattr(task, name)
         if section is not None:
             given = section.model_dump(mode="json", exclude_defaults=True)
-            told.append(f"{name} {given}" if given else f"{name} by defaults")
+            told.append(f"{name}: {scalar(given)}" if given else f"{name} by defaults")
     return "; ".join(told)
+
+
+def _format(fmt: Format | None) -> str:
+    """A format as pilot files name it: ``e2m1`` for ``e2m1fn``, which is the same."""
+    name = "float32" if fmt is None else str(fmt)
+    short = name.removesuffix("fn")
+    return short if short != name and parse(short) == fmt else name
 
 
 def _weight(layer: nn.Module) -> Tensor:

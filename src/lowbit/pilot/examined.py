@@ -99,7 +99,7 @@ def examine(task: Task, model: nn.Module, made: Made, data: Sources, settings: S
             verification.largest_code_difference,
             verification.kernels,
             tuple(verification.stayed_float) if task.recipe else (),
-            tuple(ObstacleRow(o.where, o.what, o.remedy) for o in verification.obstacles) if task.recipe else (),
+            tuple(ObstacleRow(**vars(one)) for one in verification.obstacles) if task.recipe else (),
             apart,
         ),
         notes=(

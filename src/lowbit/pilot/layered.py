@@ -40,9 +40,15 @@ def layer_rows(
                 _sqnr(student.get_submodule(layer.name), twins.get(layer.name)),
                 kernel,
                 reason,
+                _shape(student.get_submodule(layer.name)),
             )
         )
     return tuple(result)
+
+
+def _shape(layer: nn.Module) -> tuple[int, ...]:
+    weight = (layer.layer if isinstance(layer, Quantized) else layer)._parameters.get("weight")
+    return () if weight is None else tuple(weight.shape)
 
 
 def _sqnr(layer: nn.Module, twin: nn.Module | None) -> float | None:

@@ -18,7 +18,7 @@ class Step:
 
 @dataclass(frozen=True)
 class TrialPlan:
-    """One trial that will run, or that is finished and kept; `bytes` are what its folder holds at the end.
+    """One trial that will run, or that is finished and kept; `file` and `bytes` are those of its ONNX file and folder.
 
     `settings` is what it was asked for, in words. A kept trial has no steps.
     """
@@ -27,6 +27,7 @@ class TrialPlan:
     settings: str
     steps: tuple[Step, ...]
     kept: bool
+    file: float
     bytes: float
 
     @property
@@ -73,7 +74,7 @@ class Plan:
         lines += ["", "In this order:"]
         for number, trial in enumerate(self.trials, start=1):
             takes = "kept, finished in the run folder" if trial.kept else f"about {_duration(trial.seconds)}"
-            lines.append(f"{number:>3}. {trial.name}: {takes}, {size(trial.bytes)}")
+            lines.append(f"{number:>3}. {trial.name}: {takes}, file about {size(trial.file)}")
             lines.append(f"     {trial.settings}")
             if trial.steps:
                 lines.append("     " + ", ".join(f"{step.name} {_duration(step.seconds)}" for step in trial.steps))

@@ -28,6 +28,7 @@ from lowbit.pilot.spec import PilotSpec, load_spec, problems_of
 from lowbit.pilot.statistics import check_metric
 from lowbit.pilot.task import Samples, Task
 from lowbit.pilot.trial import finished, threads
+from lowbit.pilot.wording import counted
 
 
 class PlanError(RecipeError):
@@ -125,7 +126,7 @@ def plan_pilot(
     described = ("calibration", data[0]), ("training", data[1]), ("test", data[2])
     return Plan(
         spec.name,
-        f"{', '.join(_asked(spec))}, {spec.runtime.name}, {spec.runtime.threads} threads",
+        f"{', '.join(_asked(spec))}, {spec.runtime.name}, {counted(spec.runtime.threads, 'thread')}",
         tuple(f"{what}: {_described(one)}" for what, one in described if what != "training" or one is not data[0]),
         folder,
         trials,
@@ -155,12 +156,12 @@ def _seeds(spec: PilotSpec) -> str:
         return ""
     learning = sum(variant.learns for variant in spec.variants)
     named = ", ".join(map(str, spec.seeds))
-    many = f"{learning} of {len(spec.variants)} variants learn"
-    return f"seeds {named}: {many} and run {len(spec.seeds)} times, the rest once"
+    many = f"{learning} of {counted(len(spec.variants), 'variant')} {'learns' if learning == 1 else 'learn'}"
+    return f"seeds {named}: {many} and {'runs' if learning == 1 else 'run'} {len(spec.seeds)} times, the rest once"
 
 
 def _described(data: Samples) -> str:
     shape = shapes_of(next(iter(data.batches(1))))
     kinds = {None: "no labels", True: "targets", False: "classes"}
     labels = kinds[None if data.labels is None else data.labels.is_floating_point()]
-    return f"{len(data)} samples of {shape}, {labels}"
+    return f"{counted(len(data), 'sample')} of {shape}, {labels}"

@@ -14,12 +14,14 @@ import numpy as np
 from lowbit.pilot.looking import TRAINING, Found, Given
 from lowbit.pilot.metrics import SHARES
 from lowbit.pilot.power import SURE
-from lowbit.pilot.wording import a_little_below, comment, listed, name_of, relative, scalar
+from lowbit.pilot.wording import a_little_below, comment, counted, listed, name_of, relative, scalar
 
 if TYPE_CHECKING:
     from lowbit.data import Data
 
 _CALIBRATING = 1024  # samples are enough to calibrate
+_FEW_CALIBRATING = 32  # ranges come from extremes, which fewer samples hardly show
+_FEW_TESTED = 100  # below, the interval of any figure is wide
 _STEPS = 2000  # of training, about
 _TEXT_RATE = 1e-4  # one step of 1e-3 took the embeddings of MiniLM from a cosine of 0.994 to 0.439
 _WORSE = "That is worse than the mean of all targets: does the data belong to this model?"
@@ -75,6 +77,8 @@ def _data_lines(found: Found, data: Given, test: Given | None, folder: Path) -> 
     many = len(found.calibration) > _CALIBRATING and data[0].limit is None
     yield f"  calibration:             # {_described(found.calibration)}"
     yield from _section(data, folder, {"limit": _CALIBRATING} if many else {})
+    if few := _few_calibrating(found):
+        yield from comment(few, "  ")
     if many:
         yield f"  train:                   # variants that train take all {len(found.calibration)} samples"
         yield from _section(data, folder, {})
@@ -98,7 +102,7 @@ def _section(given: Given, folder: Path, more: dict[str, Any]) -> Iterator[str]:
 
 
 def _described(data: Data) -> str:
-    about = f"{len(data)} samples of {data.shapes}"
+    about = f"{counted(len(data), 'sample')} of {data.shapes}"
     if data.labels is None:
         return f"{about}, no labels"
     if data.labels.is_floating_point():
@@ -107,15 +111,14 @@ def _described(data: Data) -> str:
 
 
 def _kpi_lines(found: Found) -> Iterator[str]:
-    scored = f"{found.scored} test samples"
+    scored, lost = counted(found.scored, "test sample"), _lost(found)
     match found.metric:
         case "accuracy":
-            minimum, lost = max(0.0, found.score - _LOSS), _LOSS
+            minimum = max(0.0, found.score - lost)
             why = f"The float model is right for {found.score:.2%} of {scored}; a variant may lose {lost:.0%} of them."
             if found.score < 2 / found.outputs[0]:
                 why += " That is hardly more than guessing: check weights, labels and preprocessing first."
         case "r2":
-            lost = _LOSS_OF_R2 * max(1 - found.score, 1e-6)
             minimum = found.score - lost
             why = (
                 f"The float model has r2 = {found.score:.6g} on {scored}; the squared error of a variant may be "
@@ -124,13 +127,13 @@ def _kpi_lines(found: Found) -> Iterator[str]:
             if found.score < 0:
                 why += f" {_WORSE} Check weights, targets and preprocessing first."
         case "cosine":
-            minimum, lost = 1 - _LOSS_OF_COSINE, _LOSS_OF_COSINE
+            minimum = 1 - lost
             why = (
                 "The model returns embeddings, so their mean cosine to those of the float model decides, which needs "
                 f"no labels. The float model has 1; a variant may have {lost:g} less."
             )
         case _:
-            minimum, lost = 1 - _LOSS_OF_AGREEMENT, _LOSS_OF_AGREEMENT
+            minimum = 1 - lost
             why = (
                 f"{_why_agreement(found)}, so agreement with the float model decides: the share of equal "
                 "predictions (the largest output, or the sign of a single one). The float model has 1; a variant may "
@@ -141,7 +144,7 @@ def _kpi_lines(found: Found) -> Iterator[str]:
                     f" Outputs {list(found.outputs)} are hardly class scores: write a module:function metric of your "
                     "own that measures what counts, and give data with labels for it."
                 )
-    yield from comment(f"{why} {_too_few(found, lost)}")
+    yield from comment(f"{why} {_too_few(found)}")
     yield from comment(
         "tolerance is the most that may be lost against the float model on the same samples. Beside it or alone: "
         "minimum, the least that counts, which the float model has to reach too. A metric of your own is "
@@ -151,14 +154,44 @@ def _kpi_lines(found: Found) -> Iterator[str]:
     yield f"kpi: {{metric: {found.metric}, tolerance: {lost:.2g}}}    # minimum: {a_little_below(minimum)}"
 
 
-def _too_few(found: Found, lost: float) -> str:
-    """A warning where even a variant that predicts the same everywhere has an interval wider than what may be lost."""
-    fewest = math.ceil(SURE / lost) - 2  # of `Scoring.difference`, which adds two samples to those that are there
-    if found.metric not in SHARES or len(found.test) >= fewest:
+def _lost(found: Found) -> float:
+    """What a variant may lose of the metric."""
+    match found.metric:
+        case "accuracy":
+            return _LOSS
+        case "r2":
+            return _LOSS_OF_R2 * max(1 - found.score, 1e-6)
+        case "cosine":
+            return _LOSS_OF_COSINE
+    return _LOSS_OF_AGREEMENT
+
+
+def _too_few(found: Found) -> str:
+    """A warning where even a variant that predicts the same everywhere has an interval wider than what may be lost.
+
+    Of a metric that is no share of samples none can be told ahead; there very few samples are warned of.
+    """
+    number = f"{counted(len(found.test), 'test sample')} {'is' if len(found.test) == 1 else 'are'}"
+    fewest = math.ceil(SURE / _lost(found)) - 2  # of `Scoring.difference`, which adds two samples
+    if found.metric not in SHARES:
+        few = f"{number} few: every interval will be wide; give {_FEW_TESTED} or more."
+        return few if len(found.test) < _FEW_TESTED else ""
+    if len(found.test) >= fewest:
         return ""
     return (
-        f"{len(found.test)} test samples are too few to tell so small a loss, and every variant will need more data: "
+        f"{number} too few to tell so small a loss, and every variant will need more data: "
         f"give {fewest} or more, or a larger tolerance."
+    )
+
+
+def _few_calibrating(found: Found) -> str:
+    """A warning where ranges come from very few samples."""
+    number = len(found.calibration)
+    if number >= _FEW_CALIBRATING:
+        return ""
+    return (
+        f"{counted(number, 'calibration sample')} {'is' if number == 1 else 'are'} few: ranges of activations may cut "
+        f"off what other inputs reach; give {_FEW_CALIBRATING} at least, better some hundred."
     )
 
 
@@ -276,9 +309,10 @@ def told(found: Found) -> Iterator[str]:
     """What was seen, in lines."""
     yield f"calibration: {_described(found.calibration)}; test: {_described(found.test)}"
     digits = "#.6g" if found.metric == "r2" else ".4f"
-    yield f"float model: {found.metric} {found.score:{digits}} on {found.scored} samples"
+    yield f"float model: {found.metric} {found.score:{digits}} on {counted(found.scored, 'sample')}"
     if found.metric == "r2" and found.score < 0:
         yield f"warning: an r2 below 0. {_WORSE}"
+    yield from (f"warning: {few}" for few in (_few_calibrating(found), _too_few(found)) if few)
     yield f"layers: {len(found.coverage.quantized)} can be quantized, {len(found.coverage.skipped)} stay float"
     if found.returns > 1:
         yield f"the model returns {found.returns} tensors: the first is scored and compared; return one to count all"

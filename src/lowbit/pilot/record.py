@@ -7,7 +7,7 @@ report is drawn from these records alone, so a page can be made again long after
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
@@ -57,7 +57,8 @@ class LayerRow:
     """One layer of a variant: what it holds, what it costs, and how it ran.
 
     `kernel` is the operator that the runtime really executed (``QLinearConv``, ``Conv``, ...); `reason` says why a
-    layer stayed float, and is empty for a quantized one. `sqnr_db` is the weights' signal to quantization noise ratio.
+    layer stayed float, and is empty for a quantized one. `sqnr_db` is the weights' signal to quantization noise ratio,
+    `shape` that of the weight, empty where a layer has not just one.
     """
 
     name: str
@@ -72,15 +73,20 @@ class LayerRow:
     sqnr_db: float | None
     kernel: str
     reason: str
+    shape: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
 class ObstacleRow:
-    """What keeps a file from being faster, and a remedy; `where` is layers or tensors, or empty for the whole file."""
+    """What keeps a file from being faster, and a remedy; `where` is layers or tensors, or empty for the whole file.
+
+    `operations` are those without weights that compute in float between integer layers, where they are the reason.
+    """
 
     where: tuple[str, ...]
     what: str
     remedy: str
+    operations: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -587,7 +593,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Provenance:
-    """What made these figures: enough to make them again."""
+    """What made these figures: enough to make them again; `samples` are how many each data section has."""
 
     command: str
     started: str
@@ -596,6 +602,7 @@ class Provenance:
     weights_hash: str
     versions: dict[str, str]
     machine: dict[str, str]
+    samples: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

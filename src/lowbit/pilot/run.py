@@ -20,12 +20,13 @@ from __future__ import annotations
 import contextlib
 import datetime
 import hashlib
+import itertools
 import json
 import os
 import platform
 import shlex
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -104,13 +105,14 @@ def run_pilot(
     classes = of_classes(metric, test.labels)
     settings = Settings(metric, spec.seed, runtime.name, runtime.threads, noted, where, classes, costs)
     weights_hash, packages = identity.weights_hash(model), _versions(spec)
+    data = {"calibration": calibration, "test": test} | ({} if train is calibration else {"train": train})
     folder.mkdir(parents=True, exist_ok=True)
     run = Run(
         spec.name,
         spec.model,
         spec.kpi.asked(),
         spec.model_dump(mode="json", exclude_defaults=True),
-        _provenance(spec, [calibration, test, *([] if train is calibration else [train])], weights_hash, packages),
+        _provenance(spec, data, weights_hash, packages),
         limits=spec.budgets.limits() if spec.budgets else Limits(),
     )
     with executor.only(folder) as name:
@@ -356,13 +358,25 @@ def _versions(spec: PilotSpec) -> dict[str, str]:
     return versions(spec.runtime.name, *(["transformers"] if spec.model.startswith("hf:") else []))
 
 
-def _provenance(spec: PilotSpec, every_data: list[Samples], weights_hash: str, packages: dict[str, str]) -> Provenance:
+def command_of(given: Sequence[str]) -> str:
+    """The command that makes these figures again; the language of the page is no part of it."""
+    words = [Path(given[0]).name]
+    for before, word in itertools.pairwise(given):
+        if "--language" not in (before, word) and not word.startswith("--language="):
+            words.append(word)
+    return shlex.join(words)
+
+
+def _provenance(
+    spec: PilotSpec, data: Mapping[str, Samples], weights_hash: str, packages: dict[str, str]
+) -> Provenance:
     return Provenance(
-        command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        command=command_of(sys.argv),
         started=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         seed=spec.seed,
-        data_hash=hashlib.sha256("".join(data.hash for data in every_data).encode()).hexdigest(),
+        data_hash=hashlib.sha256("".join(one.hash for one in data.values()).encode()).hexdigest(),
         weights_hash=weights_hash,
         versions=packages,
         machine={"system": platform.platform(), "processor": str(this_processor()), "cores": str(os.cpu_count())},
+        samples={name: len(one) for name, one in data.items()},
     )

@@ -46,6 +46,11 @@ def listed(names: Sequence[str]) -> str:
     return f"{shown} and {len(names) - 12} more" if len(names) > 12 else shown
 
 
+def counted(number: int, noun: str) -> str:
+    """A number of things: ``1 sample``, ``2 samples``."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def a_little_below(value: float) -> str:
     """A number a little below, with as many digits as its distance from 1 needs."""
     digits = 4 if value < 0 else max(4, 2 - math.floor(math.log10(max(1 - value, 1e-9))))

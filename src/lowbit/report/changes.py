@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from lowbit.formats import FLOAT
-from lowbit.pilot.record import LayerRow, Run, Trial
-from lowbit.report import decision, figures
+from lowbit.pilot.record import LayerRow, OutputRow, Run, Trial
+from lowbit.report import decision, figures, outputs
 from lowbit.report.language import of_record, several, text
 
 Change = tuple[str, str]  # what changed, and why
@@ -63,7 +63,7 @@ def _methods(trial: Trial) -> Iterator[Change]:
             text("the output is a point on the path {path}", path=trial.output.path)
             if trial.output.path
             else text("the output stayed direct"),
-            of_record(trial.output.reason) or text("the path was given"),
+            _why_the_path(trial.output),
         )
     if trial.features:
         yield (
@@ -86,6 +86,16 @@ def _methods(trial: Trial) -> Iterator[Change]:
         )
     elif trial.search and trial.search.epochs:
         yield text("weights and ranges were trained"), text("for the formats that the search found")
+
+
+def _why_the_path(row: OutputRow) -> str:
+    """Why the output is what it is; of a path that lost, what was expected of it and that it did not come."""
+    reason = of_record(row.reason) or text("the path was given")
+    if outputs.beside_direct(row) != "worse":
+        return reason
+    if not row.reason:
+        return text("{reason}; measured, it lost to a direct output", reason=reason)
+    return text("expected before training: {reason}; measured, it lost to a direct output", reason=reason)
 
 
 def _figures(trial: Trial, run: Run) -> Iterator[Change]:

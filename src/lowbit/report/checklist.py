@@ -6,6 +6,7 @@ that a pilot file needs to try it, in formats that the target executes (`runtime
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,7 +14,7 @@ from typing import Any, Literal
 from lowbit.formats import FLOAT
 from lowbit.pilot.metrics import SHARES
 from lowbit.pilot.record import LayerRow, Run, Trial
-from lowbit.report import decision, figures
+from lowbit.report import decision, figures, outputs
 from lowbit.report.changes import on_integers
 from lowbit.report.language import several, text
 from lowbit.report.risks import bits, target, trained
@@ -75,6 +76,11 @@ def _weights(trial: Trial) -> set[str]:
 
 def _is_integer(fmt: str) -> bool:
     return fmt.startswith(("int", "mid"))
+
+
+def _is_low(fmt: str) -> bool:
+    """Whether a format has fewer than 8 bits and is no low-bit float: integers, ternary, binary."""
+    return 0 < bits(fmt) < 8 and not _is_float(fmt)
 
 
 def _is_float(fmt: str) -> bool:
@@ -151,11 +157,8 @@ def _eight(run: Run, layers: tuple[LayerRow, ...]) -> Method:
 
 
 def _four(run: Run) -> Method:
-    def low(row: LayerRow) -> bool:
-        return _is_integer(row.weights) and 0 < bits(row.weights) < 8
-
-    used = _used(run, lambda trial: any(low(row) for row in trial.layers))
-    ran = {row.kernel for trial in run.trials for row in trial.layers if low(row) and row.kernel}
+    used = _used(run, lambda trial: any(map(_is_low, _weights(trial))))
+    ran = {row.kernel for trial in run.trials for row in trial.layers if _is_low(row.weights) and row.kernel}
     if any("NBits" in kernel for kernel in ran):
         why = text(
             "This runtime has kernels for blocks of 4-bit weights (MatMulNBits), so they save time too where few rows "
@@ -214,6 +217,13 @@ def _distill(run: Run) -> Method:
             "may do."
         )
     fit: Fit = "fits" if lost or used else "maybe"
+    gains = [one.distillation.gain for one in decision.variants(run) if one.distillation and one.distillation.gain]
+    if gains and all(gain.high < 0 for gain in gains):
+        fit = "no"
+        why = text(
+            "It was tried here and lost: training made {names} worse than post-training alone.",
+            names=figures.names(used[:4]),
+        )
     formats = _Formats.of(run)
     lowest = formats.low[0] if formats.low else formats.beside
     if lowest is None:
@@ -247,15 +257,15 @@ def _search(run: Run, layers: tuple[LayerRow, ...]) -> Method:
         return Method(text("Search"), "no", why, used, line)
     if spans and max(spans) < _SPREAD:
         why = text(
-            "Layers bear the same format alike: their signal to noise ratios lie within {span} dB, so a mix gains "
-            "little.",
+            "Layers stand the same format equally well: their signal to noise ratios lie within {span} dB, so a mix "
+            "gains little.",
             span=f"{max(spans):.1f}",
         )
         return Method(text("Search"), "maybe", why, used, line)
     if spans:
         why = text(
-            "Layers bear the same format unlike: their signal to noise ratios lie {span} dB apart, so a mix of formats "
-            "may be better than one.",
+            "Layers differ in how well they stand the same format: their signal to noise ratios lie {span} dB apart, "
+            "so a mix of formats may be better than one.",
             span=f"{max(spans):.1f}",
         )
     else:
@@ -295,10 +305,16 @@ def _output(run: Run) -> Method:
     used = _used(run, lambda trial: trial.output)
     line = "- {name: fold, weights: int8, activations: int8, output: {path: fold4}}"
     name = text("Numbers as points on a path")
+    seen = _paths_measured(run)
     if run.kpi.metric in SHARES:
-        return Method(name, "no", text("Outputs are predictions of classes, and a path is for numbers."), used, line)
+        why = text("Outputs are predictions of classes, and a path is for numbers: what rounds them changes few.")
+        return Method(name, "no", why, used, line)
     if not _Formats.of(run).eight:
         return _without(name, used, run)
+    if seen:
+        gains = [outputs.beside_direct(trial.output) for trial in decision.variants(run) if trial.output]
+        fit: Fit = "fits" if "better" in gains else "no" if {*gains} == {"worse"} else "maybe"
+        return Method(name, fit, seen, used, line)
     if run.kpi.metric == "r2":
         why = text(
             "Outputs are numbers, and a direct output of 8 bits has 256 levels; a fold has more and needs no training, "
@@ -307,6 +323,16 @@ def _output(run: Run) -> Method:
         return Method(name, "fits", why, used, line)
     why = text("If outputs are numbers, a direct output of 8 bits has 256 levels, and a fold or a path has more.")
     return Method(name, "maybe", why, used, line)
+
+
+def _paths_measured(run: Run) -> str:
+    """What each path made of the error of a direct output; empty where none was measured beside one."""
+    told = [
+        text("{name} ({path}) made it {changed}", name=trial.name, path=trial.output.path, changed=changed)
+        for trial in decision.variants(run)
+        if trial.output and (changed := outputs.against_direct(trial.output))
+    ]
+    return text("Beside the error of a direct 8-bit output: {told}.", told="; ".join(told)) if told else ""
 
 
 def _features(run: Run, layers: tuple[LayerRow, ...]) -> Method:
@@ -319,20 +345,20 @@ def _features(run: Run, layers: tuple[LayerRow, ...]) -> Method:
     if run.kpi.metric == "r2":
         why = text("Outputs are numbers; the study of features judges classes and neighbors.")
         return Method(name, "no", why, used, line)
-    most = last.parameters // 2  # there are two outputs at least
-    if most < _WIDE:
+    reads = math.prod(last.shape[1:])
+    values = {"layer": last.name, "number": f"{reads:,}"}
+    if not last.shape:
+        why = text("Layer {layer} reads features; the study tells whether bits help a classifier.", layer=last.name)
+    elif reads < _WIDE:
         why = text(
-            "{layer} has {weights} weights, so it reads {most} features at most: bits save little memory, and the "
-            "study tells whether they help a classifier.",
-            layer=last.name,
-            weights=f"{last.parameters:,}",
-            most=f"{most:,}",
+            "Layer {layer} reads {number} features: bits save little memory, and the study tells whether they help a "
+            "classifier.",
+            **values,
         )
     else:
         why = text(
-            "{layer}, of {weights} weights, reads features: stored as bits they take a thirty-second of the memory, "
-            "which counts where many are kept and compared.",
-            layer=last.name,
-            weights=f"{last.parameters:,}",
+            "Layer {layer} reads {number} features: stored as bits they take a thirty-second of the memory, which "
+            "counts where many are kept and compared.",
+            **values,
         )
     return Method(name, "maybe", why, used, line)

@@ -1,21 +1,22 @@
 """How a figure is written: one function a unit, so that the table, the plots and the sentences agree.
 
-Sizes are in MB of 1e6 bytes, counts take K/M/G/T, and only share-type metrics (accuracy, agreement) are percentages:
-an R2 or a correlation stays a plain number. Everything returned is plain text; the template escapes it.
+Sizes are in kB, MB and GB of 1e3, 1e6 and 1e9 bytes, counts take K/M/G/T, and only share-type metrics (accuracy,
+agreement) are percentages: an R2 or a correlation stays a plain number. Everything returned is plain text; the template
+escapes it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 
 from lowbit.pilot.record import Kpi, Run, Score
 from lowbit.report.language import active, key, text
 
 NONE = "–"
-_METRICS = {"accuracy": key("accuracy"), "agreement": key("agreement"), "cosine": key("cosine")}
+_METRICS = {"accuracy": key("accuracy"), "agreement": key("agreement"), "cosine": key("cosine"), "r2": key("R²")}
 
 
 def significant(value: float, digits: int = 3) -> str:
@@ -28,24 +29,36 @@ def significant(value: float, digits: int = 3) -> str:
     return _minus(f"{rounded:,.{max(0, digits - 1 - math.floor(math.log10(abs(rounded))))}f}")
 
 
-def size(count: int) -> str:
-    """Bytes as MB of 1e6 bytes: two decimals, or two significant digits for less than 0.1 MB."""
-    megabytes = count / 1e6
-    digits = f"{megabytes:,.2f}" if megabytes >= 0.0995 else significant(megabytes, 2)
-    return f"{digits} MB"
+def size(count: float, digits: int = 3) -> str:
+    """Bytes in kB, MB or GB of powers of 1000: ``103 kB``, ``1.18 MB``."""
+    return _prefixed(count, digits, ((9, "GB"), (6, "MB"), (3, "kB")), least="bytes")
 
 
-def count(number: float) -> str:
+def count(number: float, digits: int = 3) -> str:
     """A count with K, M, G or T and three significant digits: ``40.6 M``."""
-    for power, prefix in ((12, "T"), (9, "G"), (6, "M"), (3, "K")):
-        if number >= 0.9995 * 10**power:
-            return f"{significant(number / 10**power)} {prefix}"
-    return f"{number:,.0f}"
+    return _prefixed(number, digits, ((12, "T"), (9, "G"), (6, "M"), (3, "K")))
 
 
-def milliseconds(value: float) -> str:
+def milliseconds(value: float, digits: int = 3) -> str:
     """Milliseconds with three significant digits."""
-    return f"{significant(value)} ms"
+    return f"{significant(value, digits)} ms"
+
+
+def _prefixed(number: float, digits: int, prefixes: Iterable[tuple[int, str]], least: str = "") -> str:
+    """The number in the largest unit that leaves no more than three digits before its point."""
+    for power, prefix in prefixes:
+        if number >= (1 - 0.5 * 10**-digits) * 10**power:  # what would round to 1,000 of the smaller unit
+            return f"{significant(number / 10**power, digits)} {prefix}"
+    return f"{number:,.0f} {least}".rstrip()
+
+
+def apart(value: float, limit: float, written: Callable[[float, int], str]) -> tuple[str, str]:
+    """A figure and its limit with as many significant digits, three at least, as it takes to tell them apart."""
+    for digits in range(3, 16):
+        first, second = written(value, digits), written(limit, digits)
+        if first != second or value == limit:
+            break
+    return first, second
 
 
 def ratio(baseline: float, value: float) -> str:
@@ -141,7 +154,8 @@ class Metric:
     @classmethod
     def of(cls, run: Run) -> Metric:
         """The run's metric; a plain number shows two digits of the narrowest interval, so that no row rounds away."""
-        name = text(_METRICS[run.kpi.metric]) if run.kpi.metric in _METRICS else run.kpi.metric
+        asked = run.kpi.metric
+        name = text(_METRICS[asked]) if asked in _METRICS else asked
         smaller = run.kpi.smaller_is_better
         if run.kpi.metric.lower().endswith(("accuracy", "agreement")):
             return cls(name, share=True, decimals=2, smaller_is_better=smaller)
@@ -173,6 +187,14 @@ class Metric:
     def value(self, value: float) -> str:
         """A value with its unit: ``91.62 %``."""
         return self.number(value) + self.unit
+
+    def apart(self, limit: float, *values: float) -> Metric:
+        """The metric with as many decimals as it takes to tell values from a limit that they are not."""
+        for decimals in range(self.decimals, self.decimals + 8):
+            metric = replace(self, decimals=decimals)
+            if all(metric.number(value) != metric.number(limit) for value in values if value != limit):
+                break
+        return metric
 
     def interval(self, score: Score) -> str:
         """The 95 % interval: ``91.08 to 92.15``."""

@@ -13,6 +13,7 @@ from lowbit.report.language import several, text
 from lowbit.report.risks import Risk, named, ordered
 
 _USUAL = ("inputs", "x", "X", "data", "images")  # arrays of an npz file that are inputs where none is named
+FEW_CALIBRATING = 32  # samples: ranges come from their extremes, which fewer hardly show
 FEW = 1000  # test samples; a share of 95 % has an interval of 1.4 points on either side then
 
 
@@ -48,6 +49,18 @@ def _data(run: Run) -> Iterator[Risk]:
             ),
             text("test data"),
             text("test on more, {number} at least, with every class or range that matters", number=f"{FEW:,}"),
+            "medium",
+        )
+    calibrated = run.provenance.samples.get("calibration", 0)
+    if 0 < calibrated < FEW_CALIBRATING:
+        yield Risk(
+            several(
+                "the calibration data has {number} sample: ranges of activations may cut off what others reach",
+                "the calibration data has {number} samples: ranges of activations may cut off what others reach",
+                calibrated,
+            ),
+            text("calibration data"),
+            text("calibrate on more, {number} at least, of every kind that will come", number=f"{8 * FEW_CALIBRATING}"),
             "medium",
         )
     sections = run.pilot.get("data")

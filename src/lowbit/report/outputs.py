@@ -7,9 +7,9 @@ second plot tells whether the distance from the path knows which outputs to dist
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
-from lowbit.pilot.record import ComparedRow, ErrorsRow, OutputRow
+from lowbit.pilot.record import CandidatePathRow, ComparedRow, ErrorsRow, OutputRow
 from lowbit.report import figures
 from lowbit.report.axes import Axis
 from lowbit.report.charts import HEIGHT, WIDTH, Chart, drawn, encoded, layer
@@ -40,6 +40,7 @@ _WOULD_DO = {  # instead of a path, and what follows from it: as good, better
         key("A direct output of 16 bits is better: where the device can return 16 bits, no path is needed"),
     ),
 }
+_FEW = 5  # candidates that are shown before all are asked for
 _ALIKE = 1.02  # times an error that is as large
 _TELLS = 0.9  # of the RMSE, without the least sure numbers: then the distance tells something
 _SURE = 0.97  # share of the numbers that are kept for it
@@ -58,12 +59,21 @@ def bought(row: OutputRow) -> str:
     ours, direct, before = (_of(row, what) for what in ("variant", "direct", "float"))
     assert ours is not None
     if direct is not None and direct.quantization is not None and ours.quantization is not None:
+        values = {
+            "path": row.path,
+            "all": _changed(direct.errors, ours.errors),
+            "added": _changed(direct.quantization, ours.quantization),
+        }
+        if beside_direct(row) == "worse":
+            return text(
+                "{path} lost: against a direct 8-bit output, all of the error became {all}; of it, what quantization "
+                "adds is {added}.",
+                **values,
+            )
         return text(
             "Against a direct 8-bit output, {path} made all of the error {all}; of it, what quantization adds is "
             "{added}.",
-            path=row.path,
-            all=_changed(direct.errors, ours.errors),
-            added=_changed(direct.quantization, ours.quantization),
+            **values,
         )
     if before is not None:
         changed = _changed(before.errors, ours.errors)
@@ -74,6 +84,31 @@ def bought(row: OutputRow) -> str:
         rmse=figures.significant(ours.errors.rmse),
         robust_sd=figures.significant(ours.errors.robust_sd),
     )
+
+
+def against_direct(row: OutputRow) -> str:
+    """How a path changed all of the error of a direct 8-bit output; empty where both were not measured."""
+    ours, direct = _of(row, "variant"), _of(row, "direct")
+    return _changed(direct.errors, ours.errors) if row.path and ours and direct else ""
+
+
+def beside_direct(row: OutputRow) -> Literal["better", "alike", "worse"]:
+    """Whether a path beats a direct 8-bit output by both figures of the error, or loses by both."""
+    ours, direct = _of(row, "variant"), _of(row, "direct")
+    if not row.path or ours is None or direct is None:
+        return "alike"
+    if not any(map(_as_large, *_figures(direct, ours))):
+        worse = [mine > its for its, mine in zip(*_figures(direct, ours), strict=True)]
+        return "worse" if all(worse) else "alike" if any(worse) else "better"
+    return "alike"
+
+
+def _figures(*rows: ComparedRow) -> list[tuple[float, float]]:
+    return [(one.errors.rmse, one.errors.robust_sd) for one in rows]
+
+
+def _as_large(one: float, other: float) -> bool:
+    return one <= _ALIKE * other and other <= _ALIKE * one
 
 
 def _changed(before: ErrorsRow, after: ErrorsRow) -> str:
@@ -218,7 +253,13 @@ def _of(row: OutputRow, what: str) -> ComparedRow | None:
     return next((one for one in row.compared if one.what == what), None)
 
 
-# The table
+# The tables
+
+
+def few_candidates(row: OutputRow) -> list[CandidatePathRow]:
+    """Of the paths that were considered those that matter: the one that was taken and the best others, five in all."""
+    best = sorted(row.candidates, key=lambda one: (one.path != row.path, bool(one.why_not), -one.total_gain))[:_FEW]
+    return [one for one in row.candidates if one in best]
 
 
 def compared(row: OutputRow) -> list[tuple[str, ComparedRow]]:

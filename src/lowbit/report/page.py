@@ -42,7 +42,7 @@ from lowbit.report import (
     searching,
 )
 from lowbit.report.figures import Metric
-from lowbit.report.language import speaking
+from lowbit.report.language import several, speaking, text
 
 
 def render(run: Run, *, language: str = "en") -> str:
@@ -71,6 +71,7 @@ def _rendered(run: Run) -> str:
             stages=rollout.stages(run),
             instead=rollout.instead(run),
             checklist=checklist.methods(run),
+            said_of={trial.name: decision.said(trial) for trial in run.trials},
             timings=pareto.latency_keys(run),
             strip=pareto.strip(run),
             bound=figures.bound(run),
@@ -81,10 +82,33 @@ def _rendered(run: Run) -> str:
 
 
 def stayed_float(trial: Trial) -> list[tuple[str, str]]:
-    """Each layer that the runtime ran in float, with the reason that its row gives."""
+    """Each layer of a low-bit variant that the runtime ran in float, with the reason that its row gives."""
+    if trial.recipe is None:
+        return []
     reasons = {row.name: row.reason for row in trial.layers if row.reason}
     names = trial.verification.stayed_float if trial.verification else tuple(reasons)
     return [(name, reasons.get(name, "")) for name in names]
+
+
+def no_layer_stayed(trial: Trial) -> str:
+    """What is said where no layer of a variant stayed float: operations without weights may have."""
+    if trial.recipe is None:
+        return text("It is the float model: all of it computes in float.")
+    obstacles = trial.verification.obstacles if trial.verification else ()
+    between = [*dict.fromkeys(operation for one in obstacles for operation in one.operations)]
+    if not between:
+        return text("No layer stayed float.")
+    return several(
+        "No layer stayed float, but {names} computes in float between integer layers.",
+        "No layer stayed float, but {names} compute in float between integer layers.",
+        len(between),
+        names=figures.names(between),
+    )
+
+
+def other_parameters(trial: Trial) -> int:
+    """Parameters that are no layer's weights: biases, norms, scales that were learned."""
+    return trial.parameters - sum(row.parameters for row in trial.layers)
 
 
 def environment() -> Environment:
@@ -125,6 +149,8 @@ def environment() -> Environment:
         "changes": changes.of_trial,
         "fit": checklist.word,
         "stayed_float": stayed_float,
+        "no_layer_stayed": no_layer_stayed,
+        "other_parameters": other_parameters,
         "gain": learning.gain,
         "codes_verdict": coding.verdict,
         "codes_way": coding.way,
@@ -161,6 +187,7 @@ def environment() -> Environment:
         "output_advice": outputs.advice,
         "compared": outputs.compared,
         "left_out": outputs.left_out,
+        "few_candidates": outputs.few_candidates,
         "images": outputs.images,
         "error": outputs.figure,
         "r2": outputs.r2,
@@ -197,10 +224,10 @@ def json_value(value: Any) -> Any:
     return json.loads(json.dumps(value, default=str), parse_constant=lambda constant: None)
 
 
-def _keep(text: str) -> str:
+def _keep(sentence: str) -> str:
     """The text with its figures kept on one line with their units."""
-    kept = re.sub(r"(?<=[\d≥×]) (?=[\d%×]|MB|ms|pp|[KMGT]\b)", "\N{NO-BREAK SPACE}", text)
-    return Markup(kept) if isinstance(text, Markup) else kept
+    kept = re.sub(r"(?<=[\d≥×]) (?=[\d%×]|[kMG]B|ms|pp|[KMGT]\b)", "\N{NO-BREAK SPACE}", sentence)
+    return Markup(kept) if isinstance(sentence, Markup) else kept
 
 
 def _drawing(chart: charts.Chart) -> Markup:

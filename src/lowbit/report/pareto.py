@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
+from itertools import compress, pairwise
 from typing import Any
 
 from lowbit.pilot.record import Run, Score, Trial
@@ -363,6 +363,12 @@ class _Plot:
         ]
         shade, dashed = {"type": "rect", "color": "var(--below)"}, {"type": "rule", "color": "var(--limit)"}
         whiskers, marks = {"type": "rule", "strokeWidth": 1.25, "opacity": 0.6}, {"type": "point", "size": 62}
+        cap = {**whiskers, "type": "tick", "orient": "horizontal", "size": 7, "thickness": 1.25}
+        scores = [p.score for p in self.points]  # a bar that goes on beyond the axis has no cap there
+        ends = {
+            "low": [*compress(rows, (self.up.low < score.low < self.up.high for score in scores))],
+            "high": [*compress(rows, (self.up.low < score.high < self.up.high for score in scores))],
+        }
         return [
             layer(beyond, shade, y=y, y2={"field": "end"}),
             *([layer(most, shade, x=x, x2={"field": "end"})] if most else []),
@@ -370,6 +376,7 @@ class _Plot:
             *([layer(most, {**dashed, "strokeDash": [4, 3]}, x=x)] if most else []),
             layer(steps, {"type": "line", "color": "var(--front)", "interpolate": "step-after"}, x=x, y=y),
             layer(rows, whiskers, x=x, y={**y, "field": "low"}, y2={"field": "high"}, color=plain("color")),
+            *(layer(ending, cap, x=x, y={**y, "field": end}, color=plain("color")) for end, ending in ends.items()),
             layer(
                 rows,
                 {**marks, "strokeWidth": 1.75, "opacity": 1},

@@ -43,8 +43,8 @@ def of_trial(trial: Trial, run: Run) -> list[Requirement]:
 
 
 def _requirement(check: CheckRow, trial: Trial, run: Run) -> Requirement:
-    metric = Metric.of(run)
     needs = _needs(check, trial, run) if check.verdict == "borderline" else ""
+    metric = Metric.of(run).apart(check.limit, check.value, check.low, check.high)
     match check.what:
         case "minimum" | "maximum":
             interval = figures.span(metric.number(check.low), metric.number(check.high))
@@ -61,25 +61,26 @@ def _requirement(check: CheckRow, trial: Trial, run: Run) -> Requirement:
             figure = text("{trained} of {number} trained", trained=f"{check.value:g}", number=f"{check.limit:g}")
             return Requirement(text("seeds"), figure, text("all of them"), check.verdict, needs)
         case "size":
-            limit = figures.size(round(check.limit))
-            value = _over_seeds(check, lambda count: figures.size(round(count)))
+            value, limit = _exact(check, figures.size)
             return Requirement(text("file size"), value, f"≤ {limit}", check.verdict, needs)
         case "bops":
-            value, limit = _over_seeds(check, figures.count), figures.count(check.limit)
+            value, limit = _exact(check, figures.count)
             return Requirement("BOPs", value, f"≤ {limit}", check.verdict, needs)
-    value, limit = figures.milliseconds(check.value), figures.milliseconds(check.limit)
+    value, limit = figures.apart(check.value, check.limit, figures.milliseconds)
     if check.low < check.high:
         value = f"{value} ({figures.span(figures.significant(check.low), figures.significant(check.high))})"
     return Requirement(text("latency"), value, f"≤ {limit}", check.verdict, needs)
 
 
-def _over_seeds(check: CheckRow, figure: Callable[[float], str]) -> str:
-    """An exact figure, with its span where seeds differ in it."""
-    value, low, high = map(figure, (check.value, check.low, check.high))
+def _exact(check: CheckRow, written: Callable[[float, int], str]) -> tuple[str, str]:
+    """An exact figure, with its span where seeds differ in it, and its limit."""
+    value, limit = figures.apart(check.value, check.limit, written)
     if check.low == check.high:
-        return value
+        return value, limit
+    low, high = written(check.low, 3), written(check.high, 3)
     unit = low.partition(" ")[2]
-    return f"{value} ({figures.span(low.partition(' ')[0] if high.endswith(f' {unit}') else low, high)})"
+    span = figures.span(low.partition(" ")[0] if high.endswith(f" {unit}") else low, high)
+    return f"{value} ({span})", limit
 
 
 def needed(check: CheckRow, trial: Trial, run: Run) -> int | None:

@@ -51,7 +51,15 @@ def instead(run: Run) -> list[str]:
     trials = decision.variants(run)
     open_ones = [trial for trial in trials if trial.verdict == "borderline"]
     told = [
-        text("{name}: {why}.", name=trial.name, why="; ".join(one.needs for one in asked if one.needs))
+        text(
+            "{name}: {why}.",
+            name=trial.name,
+            why="; ".join(
+                text("for {requirement}: {needs}", requirement=f"{one.name} {one.asked}", needs=one.needs)
+                for one in asked
+                if one.needs
+            ),
+        )
         for trial in open_ones
         for asked in [requirements.of_trial(trial, run)]
         if any(one.needs for one in asked)

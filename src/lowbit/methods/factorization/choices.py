@@ -62,7 +62,7 @@ class Choice:
         name = " ".join(name.split())
         found = re.fullmatch(rf"(?:({'|'.join(KINDS)}) )?(?:(\d+(?:\.\d+)?)x|rank (\d+))(?: (\S+))?", name)
         if found is None:
-            if " " in name:
+            if " " in name or re.match(r"[\d.]", name):  # a format begins with a letter
                 raise RecipeError(f"choice {name!r}: expected '2x', 'spatial 2x int4', 'rank 28' or a format")
             return Choice(name, weights=weight_format(name))
         kind, rate, rank, weights = found.groups()

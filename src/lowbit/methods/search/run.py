@@ -111,12 +111,17 @@ class Search:
 
     def __str__(self) -> str:
         spent = ", ".join(
-            f"{self.found.costs[name]:.6g} of {most:.6g} {name} ({self.found.costs[name] / most:.1%})"
+            f"{_figure(self.found.costs[name])} of {_figure(most)} {name} ({self.found.costs[name] / most:.1%})"
             for name, most in self.budgets.items()
         )
         tried = f"{len(self.samples)} assignments tried, " if self.samples else ""
         kept = f"{self.found.name} chosen, {spent}"
         return f"search by {self.by}: {tried}{kept}; agreement with the float network {self.after:.4f}"
+
+
+def _figure(cost: float) -> str:
+    """Operations and bytes as whole numbers, milliseconds with three digits."""
+    return f"{cost:,.0f}" if cost >= 1000 else f"{cost:.3g}"
 
 
 def search(
