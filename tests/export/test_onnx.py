@@ -602,7 +602,7 @@ class Branching(nn.Module):
     ("model", "said"),
     [
         (FixedBatch(), "fixes the first dimension of 'x' to 2; .*dynamic_batch=False"),
-        (Branching(), "cannot export Branching: .*data-dependent"),
+        (Branching(), "cannot export Branching: its forward branches on the values of a tensor"),
     ],
     ids=["fixed", "branching"],
 )
@@ -730,7 +730,7 @@ def test_manifest(folder: Path) -> None:
     assert entry["provenance"] == {"seed": 7}
     assert entry["verification"] is None
     assert isinstance(entry["versions"], dict)
-    assert set(entry["versions"]) == {"lowbit", "torch", "onnx", "onnxruntime", "onnxscript", "numpy"}
+    assert set(entry["versions"]) >= {"python", "lowbit", "torch", "onnx", "onnxruntime", "onnxscript", "numpy"}
     assert isinstance(entry["calibration"], dict)
     assert entry["calibration"]["samples"] == 4
     assert len(entry["calibration"]["sha256"]) == 64
