@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any
@@ -102,8 +103,10 @@ def test_image_model_is_a_graph_on_integer_kernels(resnet: Path, tmp_path: Path)
     network = transformers.ResNetForImageClassification.from_pretrained(resnet).eval()
     with torch.no_grad():
         wanted, found = network(pixel_values=images).logits, model(images)
+        sent = pickle.loads(pickle.dumps(model))(images)  # noqa: S301
         torch.testing.assert_close(found, wanted)
         torch.testing.assert_close(model(pixel_values=images[:3]), wanted[:3])
+    assert torch.equal(sent, found)  # so that variants can run side by side
     assert (wanted.argmax(1) == labels).float().mean() > 0.8
     given = [{"pixel_values": part} for part in torch.split(data.digits_train()[0][:128], 32)]
     student, _ = lb.post_train(model, lb.Recipe.uniform("int8", "int8"), given, progress=False)

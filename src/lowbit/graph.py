@@ -39,6 +39,7 @@ from lowbit.layers import (
 )
 from lowbit.quantizer import Quantizer
 from lowbit.recipe import Rule
+from lowbit.tracing import to_be_sent
 
 # Kinds of operations, by what fx calls: a function, a method name, or a module type.
 _RELU: set[object] = {F.relu, F.relu6, torch.relu, F.hardtanh, "relu", "relu_", nn.ReLU, nn.ReLU6, nn.Hardtanh}
@@ -94,7 +95,7 @@ def trace(model: nn.Module, whole: nn.Module | None = None) -> fx.GraphModule | 
         if parameter.default is None:  # fx would follow the branch for a tensor, whatever comes later
             return f"argument {name!r} of its forward is None or a tensor, which a graph cannot leave open"
     try:
-        return fx.GraphModule(model, tracer.trace(model), type(model).__name__)
+        return fx.GraphModule(model, to_be_sent(tracer.trace(model)), type(model).__name__)
     except Exception as error:  # tracing runs the user's own forward, which may raise anything
         return (str(error).strip() or type(error).__name__).splitlines()[0]
 

@@ -27,10 +27,11 @@ def track(items: Iterable[T], what: str, *, show: bool = True) -> Iterator[T]:
 def counted(total: int | None, what: str, *, done: int = 0, show: bool = True) -> Iterator[Callable[[str], None]]:
     """Yield a function that tells of one more of `total`, under another text than `what` unless that is empty."""
     what = f"{_LOG.within}{what}"
-    if show and not sys.stderr.isatty():
+    bar = _bar(show)
+    if show and not bar.console.is_terminal:
         yield _LOG.counting(total, what, done)
         return
-    with _bar(show) as bar:
+    with bar:
         task = bar.add_task(what, total=total, completed=done)
         yield lambda text: bar.update(task, advance=1, description=f"{_LOG.within}{text}" if text else None)
 

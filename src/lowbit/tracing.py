@@ -54,6 +54,20 @@ class _Shown(fx.Proxy):
         return len(self.tracer.values[self.node])
 
 
+class _Unpickled(fx.Tracer):
+    """What traces the code of a graph again where that arrives in another process: every module is a node."""
+
+    proxy_buffer_attributes = True
+
+
+def to_be_sent(graph: fx.Graph) -> fx.Graph:
+    """The graph in a form that can be pickled: without types, which may be text, or a tracer with arguments."""
+    for node in graph.nodes:
+        node.type = None
+    graph._tracer_cls = _Unpickled
+    return graph
+
+
 class _Tracer(fx.Tracer):
     proxy_buffer_attributes = True
 
@@ -138,7 +152,7 @@ def trace_on(
     try:
         graph = _Tracer(examples[0]).trace(model)
         _follow_device(graph)
-        traced = fx.GraphModule(model, graph, type(model).__name__)
+        traced = fx.GraphModule(model, to_be_sent(graph), type(model).__name__)
         traced.graph.eliminate_dead_code()
         traced.delete_all_unused_submodules()
         traced.recompile()

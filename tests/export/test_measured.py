@@ -338,7 +338,7 @@ def test_another_chain_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.usefixtures("costs", "no_measuring")
 @pytest.mark.parametrize("package", ["onnxruntime", "lowbit", "torch"])
 def test_another_version_is_measured(package: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lowbit.export.tables.version", lambda name: "99" if name == package else version(name))
+    monkeypatch.setattr("lowbit.environment.version", lambda name: "99" if name == package else version(name))
     with pytest.raises(AssertionError, match="measured"):
         measure(RECIPES, cache=cache)
 

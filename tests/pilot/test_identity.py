@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import os
+import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor, fx, nn
 
+from lowbit import files
 from lowbit.data import from_arrays
 from lowbit.pilot import identity
 
@@ -25,6 +27,7 @@ def scaled(x):
 """
 NETWORK = """
 import numpy as np
+import pytest
 import torch
 from torch import nn
 from base import Base
@@ -50,33 +53,20 @@ def project(folder: Path, **edits: tuple[str, str]) -> Path:
 
 
 def code_of(folder: Path) -> str:
-    """The hash of it in a process of its own, as a second run of a command sees it."""
-    from subprocess import run
-    from sys import executable
-
-    told = run(
-        [
-            executable,
-            "-c",
-            f"""
-from pathlib import Path
-from lowbit import files
-from lowbit.pilot import identity
-folder = Path({str(folder)!r})
-model = files.resolve("network.py:build", folder)()
-print(identity.code_hash(model, ["network.py:build", "accuracy"], folder))
-""",
-        ],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
-    )
-    return told.stdout
+    """The hash of it, read anew, as a second run of a command reads it."""
+    for name in [
+        name for name in sys.modules if name in ("base", "helper", "constants") or name.startswith("network_")
+    ]:
+        del sys.modules[name]
+    model = files.resolve("network.py:build", folder)()
+    assert isinstance(model, nn.Module)
+    return identity.code_hash(model, ["network.py:build", "accuracy"], folder)
 
 
-def test_every_file_that_makes_the_network_counts(tmp_path: Path) -> None:
+def test_every_file_that_makes_the_network_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its class, the class that this is of, what both import, and what that imports; nothing else in the folder."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
     found = {code_of(project(tmp_path))}
     (tmp_path / "another.py").write_text("FACTOR = 2")
     assert found == {code_of(project(tmp_path))}
