@@ -27,8 +27,10 @@ import yaml
 
 from _figures import emit, options
 from lowbit import demo, files
+from lowbit.pilot.judging import assemble
 from lowbit.pilot.record import Run, Trial, read
-from lowbit.pilot.run import assemble
+from lowbit.pilot.spec import PilotSpec
+from lowbit.pilot.task import Task
 from lowbit.report.page import render
 
 KILLS, PORT = 20, 18786
@@ -100,8 +102,9 @@ def page(folder: Path) -> str:
     run = read(Run, folder / "run.json")
     run = replace(run, provenance=replace(run.provenance, started="2026-01-01T00:00:00+00:00", command="lowbit pilot"))
     names = ["float", *(variant["name"] for variant in PILOT["variants"])]
-    trials = [read(Trial, folder / "variants" / name / "trial.json") for name in names]
-    return render(assemble(run, trials, {}))
+    tasks = [Task(name, folder / "variants" / name, "", None) for name in names]
+    trials = [read(Trial, task.folder / "trial.json") for task in tasks]
+    return render(assemble(run, PilotSpec.model_validate(PILOT), tasks, trials, {}))
 
 
 def killed(folder: Path, kills: int, longest: float) -> int:
