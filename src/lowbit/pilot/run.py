@@ -308,7 +308,7 @@ def summary(trial: Trial) -> str:
     """A trial in one line."""
     if trial.score is None:
         return f"{trial.name:<16} failed: {trial.error}"
-    return f"{trial.name:<16} {trial.score.value:.5g}  {trial.file_bytes / 1e6:.3f} MB  {trial.seconds:.0f} s"
+    return f"{trial.name:<16} {trial.score.value:#.5g}  {trial.file_bytes / 1e6:.3f} MB  {trial.seconds:.0f} s"
 
 
 def _do(task: Task, shared: Shared, progress: bool) -> Trial:
