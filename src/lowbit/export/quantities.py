@@ -16,7 +16,7 @@ from lowbit.errors import DataError
 
 Array = np.ndarray[Any, Any]
 Floats = npt.NDArray[np.float64]
-_MOST = 32
+MOST = 32  # quantities that have figures of their own
 
 
 def values_of(outputs: Array) -> Floats:
@@ -32,9 +32,9 @@ def _places(outputs: Array) -> Floats:
 def _grouped(rows: Floats) -> Floats:
     """Means over neighbors along the last dimension, `[..., C]` to `[..., Q]`."""
     count = rows.shape[-1]
-    if count <= _MOST:
+    if count <= MOST:
         return rows
-    return np.stack([part.mean(-1) for part in np.array_split(rows, _MOST, axis=-1)], -1)
+    return np.stack([part.mean(-1) for part in np.array_split(rows, MOST, axis=-1)], -1)
 
 
 @final

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lowbit.batches import Batches, outputs_of
 from lowbit.errors import LowbitError
+from lowbit.export.quantities import MOST
 from lowbit.layers import weighted_layers
 from lowbit.methods.curves.choose import Choice
 from lowbit.methods.curves.codec import Codec
@@ -32,7 +33,6 @@ from lowbit.quantization import freeze
 
 _FOLD = Fold(4)  # the control that needs no training
 _DRAWN = 2000  # points in the record
-_MOST_QUANTITIES = 32  # that have errors of their own
 _RANKED = 200_000  # numbers that a confidence curve is made of
 _NOT_DIRECT = "the float model was the teacher: a direct output trained by its own outputs is what it was"
 _NOT_TRAINED = "the variant was not trained either"
@@ -208,7 +208,7 @@ def _errors(found: Tensor, target: Tensor, codec: Codec, *, branches: bool = Fal
 
 def _each(found: Tensor, target: Tensor, codec: Codec) -> tuple[float, ...]:
     """The RMSE of each quantity `[N, C, ...]` in its own unit, where there are several that can be shown."""
-    if not 2 <= found.shape[1] <= _MOST_QUANTITIES:
+    if not 2 <= found.shape[1] <= MOST:
         return ()
     squares = codec.difference(found.double(), target.double()).square()
     return tuple(squares.transpose(0, 1).flatten(1).mean(1).sqrt().tolist())

@@ -68,8 +68,8 @@ def _make_coded(task: Task, model: nn.Module, data: Sources, settings: Settings,
     """The student of a task whose features become codes: a float model with codes comes before all else."""
     bits, task = coded.give(task, model, data.train, seed=settings.seed)
     bits.save(task.folder)
-    make = _make_post_trained if task.factorize is None else _make_factorized
-    made = make(task, model, data, settings, progress, bits)
+    finish = _make_post_trained if task.factorize is None else _make_factorized
+    made = finish(task, model, data, settings, progress, bits)
     return replace(made, notes=(*bits.notes, *made.notes), coded=bits)
 
 

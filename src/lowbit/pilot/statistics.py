@@ -14,6 +14,7 @@ from scipy import stats
 from lowbit import files
 from lowbit.errors import DataError, LowbitError
 from lowbit.export import predicted
+from lowbit.export.quantities import MOST
 from lowbit.pilot.metrics import AGREEMENTS, KPIS, SHARES, bounds, is_own
 from lowbit.pilot.power import SURE
 from lowbit.pilot.record import CheckRow, Kpi, Limits, QuantityRow, Requirement, Score, Trial, Verdict
@@ -21,7 +22,6 @@ from lowbit.pilot.record import CheckRow, Kpi, Limits, QuantityRow, Requirement,
 Array = npt.NDArray[np.generic]
 Metric = Callable[[Array, Array], float]
 predictions = predicted.predictions  # what is scored is read as what is verified
-_MOST_QUANTITIES = 32  # that have rows of their own
 _DRAWS = 500  # resamples of the bootstrap
 _DEFINED = 0.8  # of them, the least that an interval is made of: what is left out are the unusual ones
 
@@ -332,7 +332,7 @@ def quantities(outputs: Array, labels: Array | None, reference: Array, seed: int
     """
     count = outputs.shape[1] if outputs.ndim > 1 else 1
     same_size = labels is not None and len(labels) == len(outputs) and labels.size == outputs.size == reference.size
-    if not 2 <= count <= _MOST_QUANTITIES or labels is None or not same_size:
+    if not 2 <= count <= MOST or labels is None or not same_size:
         return ()
     found, before = (
         zip(r2_of_each(one, labels), rmse_of_each(one, labels), strict=True) for one in (outputs, reference)
